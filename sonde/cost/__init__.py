@@ -1,0 +1,1 @@
+"""Operators of a step through a roofline into a `StepTable`; memory, energy and money of a replica."""

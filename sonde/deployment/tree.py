@@ -1,0 +1,99 @@
+"""The deployment: the one frozen tree of everything that is chosen. Unknown keys are errors.
+
+    Deployment > Site > Pool > Replica > Batching
+
+`load` and `dump` read and write it as YAML; what `dump` writes, `load` reads back equal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
+
+
+class Choice(BaseModel):
+    """Base of every node: frozen, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Batching(Choice):
+    """How an engine forms its steps.
+
+    policy       "static", "iteration" (Orca), "prefill-first" (vLLM v0), "chunked" (Sarathi, vLLM v1), or
+                 "module:function" of your own
+    """
+
+    policy: str = "chunked"
+    max_batch: int = Field(256, ge=1, le=8192)  # sequences that run at once
+    token_budget: int = Field(2048, ge=1, le=1_048_576)  # tokens in one step
+    preemption: Literal["recompute", "swap"] = "recompute"
+
+
+class Replica(Choice):
+    """One engine: a model on tensor · pipeline · data devices, and the precision of what it holds."""
+
+    model: str
+    device: str
+    tensor_parallel: int = Field(1, ge=1)
+    pipeline_parallel: int = Field(1, ge=1)
+    data_parallel: int = Field(1, ge=1)  # attention ranks that share the experts of one engine
+    expert_parallel: int = Field(1, ge=1)  # ranks that the experts are spread over
+    weights: Precision = "bf16"
+    activations: Precision = "bf16"
+    kv_cache: Precision = "bf16"
+    memory_fraction: float = Field(0.9, gt=0, le=1)  # of device memory that the engine may use
+    block_tokens: int = Field(16, ge=1, le=1024)  # tokens in one block of KV cache
+    batching: Batching = Batching()
+
+    @property
+    def devices(self) -> int:
+        """Return how many devices one replica takes."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+
+class Pool(Choice):
+    """`replicas` equal replicas."""
+
+    name: str = "pool"
+    replicas: int = Field(1, ge=1, le=100_000)
+    replica: Replica
+    purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
+    usd_per_device_hour: float | None = Field(None, ge=0)  # in place of the catalogue's price
+
+
+class Site(Choice):
+    """A place with power and a price for it; `carbon_g_per_kwh` and `pue` scale the energy drawn."""
+
+    name: str = "site"
+    pools: tuple[Pool, ...] = Field(min_length=1)
+    pue: float = Field(1.2, ge=1, le=5)
+    carbon_g_per_kwh: float = Field(400.0, ge=0)
+    usd_per_kwh: float = Field(0.0, ge=0)  # 0: power is in the devices' hourly price
+
+
+class Routing(Choice):
+    """How requests find a replica: "random", "round-robin", "least-outstanding", "least-tokens",
+    "power-of-two", "session", or "module:function" of your own."""
+
+    policy: str = "least-outstanding"
+
+
+class Deployment(Choice):
+    """Everything that is chosen: sites with their pools, and the routing before them."""
+
+    sites: tuple[Site, ...] = Field(min_length=1)
+    routing: Routing = Routing()
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """Return the pools of all sites, in order."""
+        return tuple(pool for site in self.sites for pool in site.pools)
+
+    @property
+    def devices(self) -> int:
+        """Return how many devices run in all."""
+        return sum(pool.replicas * pool.replica.devices for pool in self.pools)

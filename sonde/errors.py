@@ -1,0 +1,45 @@
+"""What can go wrong, as exceptions. Nothing here imports anything of Sonde.
+
+SondeError
+├── InputError       what the user gave cannot be used (exit code 2)
+└── CannotError      what was asked cannot be had (exit code 1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SondeError(Exception):
+    """Base of all errors that Sonde raises on purpose; its text is meant for the user."""
+
+    exit_code = 1
+
+
+class InputError(SondeError):
+    """Bad input: where it is, what it is, what is allowed, and what would follow from it."""
+
+    exit_code = 2
+
+    def __init__(self, path: str, value: object, allowed: str, consequence: str = "") -> None:
+        self.path, self.value, self.allowed, self.consequence = path, value, allowed, consequence
+        tail = f"; {consequence}" if consequence else ""
+        super().__init__(f"{path} = {value!r}: {allowed}{tail}")
+
+
+class CannotError(SondeError):
+    """The question was understood, and the answer is no: the text says why and how far it got."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the known word closest to `word`, or an empty string."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def unknown(path: str, word: str, known: Iterable[str], what: str = "name") -> InputError:
+    """Return the error for a name that is in no table: it lists what is known, the nearest first."""
+    names = sorted(known)
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return InputError(path, word, f"no such {what}{nearest(word, names)}", f"known: {shown}")

@@ -1,0 +1,236 @@
+"""WHAT HAPPENED: the outcome of a run as columns, and its summaries. One table for simulator and runtime."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.workload.requests import Requests
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+Floats = NDArray[np.float64]
+Metric = Literal["ttft", "tpot", "e2e", "itl"]
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
+
+#: inter-token gaps are counted in 64 bins per octave from 2^-20 s to 2^12 s, each about 1 % wide
+ITL_PER_OCTAVE, ITL_LOWEST, ITL_OCTAVES = 64, -20, 32
+ITL_BINS = ITL_PER_OCTAVE * ITL_OCTAVES
+
+
+class Objective(NamedTuple):
+    """`metric` at `quantile` (0.99 is p99) must stay at or below `limit_s`."""
+
+    metric: Metric
+    quantile: float
+    limit_s: float
+
+    @property
+    def label(self) -> str:
+        """Return the name people use, such as "p99 TTFT"."""
+        return f"p{100 * self.quantile:g} {'end to end' if self.metric == 'e2e' else self.metric.upper()}"
+
+
+class Timeline(NamedTuple):
+    """What all replicas did, in `k` equal spans of `width_s` from time 0 (sums over replicas).
+
+    busy_s [k]      replica-seconds spent in steps
+    kv_bytes [k]    mean bytes of KV cache held in blocks
+    running [k]     mean number of sequences in the batches
+    waiting [k]     mean number of requests not yet started
+    """
+
+    width_s: float
+    busy_s: Floats
+    kv_bytes: Floats
+    running: Floats
+    waiting: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What happened to every request, and to every replica. NaN stands for "never".
+
+    Per request [n]: replica i4 (-1: refused, it would not fit the memory of any replica),
+    scheduled_s (first step that worked on it), first_token_s, finish_s (f8), preemptions i4.
+    Per replica [r]: steps i8, busy_s, energy_j (steps and idling up to `end_s`), peak_kv_bytes, kv_capacity_bytes.
+    itl_counts [ITL_BINS] counts the gaps between successive tokens of a request, over all requests.
+    """
+
+    requests: Requests
+    replica: NDArray[np.int32]
+    scheduled_s: Floats
+    first_token_s: Floats
+    finish_s: Floats
+    preemptions: NDArray[np.int32]
+    steps: NDArray[np.int64]
+    busy_s: Floats
+    energy_j: Floats
+    peak_kv_bytes: Floats
+    kv_capacity_bytes: Floats
+    itl_counts: NDArray[np.int64]
+    timeline: Timeline
+    usd_per_hour: float
+    simulation_s: float
+    arrival_s: Floats  # when each request was really sent: as asked for (open loop), or drawn by a client coming free
+
+    @property
+    def completed(self) -> int:
+        """Return the number of requests that finished."""
+        return int(np.count_nonzero(np.isfinite(self.finish_s)))
+
+    @property
+    def end_s(self) -> float:
+        """Return the moment of the last token (0 where nothing finished)."""
+        return float(np.nanmax(self.finish_s)) if self.completed else 0.0
+
+    @property
+    def start_s(self) -> float:
+        """Return the moment of the first arrival."""
+        return float(self.arrival_s.min())
+
+    @property
+    def queueing_s(self) -> Floats:
+        """Return the wait of every request before its first step."""
+        return self.scheduled_s - self.arrival_s
+
+    @property
+    def ttft_s(self) -> Floats:
+        """Return the time to first token of every request."""
+        return self.first_token_s - self.arrival_s
+
+    @property
+    def e2e_s(self) -> Floats:
+        """Return the time from arrival to last token of every request."""
+        return self.finish_s - self.arrival_s
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Return (finish - first token)/(output tokens - 1) of every request; 0 where it has one token."""
+        gaps = self.requests.output_tokens - 1
+        return np.where(gaps > 0, (self.finish_s - self.first_token_s) / np.maximum(gaps, 1), 0.0)
+
+    def quantile(self, metric: Metric, q: float) -> float:
+        """Return quantile `q` of a metric in s: the value that a share `q` of requests does not exceed.
+
+        TTFT, TPOT and end to end are exact order statistics, where a request that never got there counts
+        as infinite and TPOT is over requests of two tokens or more; ITL is over all gaps, to 1 %.
+        """
+        if metric == "itl":
+            return itl_quantile(self.itl_counts, q)
+        values: Floats = getattr(self, f"{metric}_s")
+        if metric == "tpot":
+            values = values[self.requests.output_tokens > 1]
+        if not len(values):
+            return 0.0
+        values = np.where(np.isnan(values), np.inf, values)
+        rank = min(len(values) - 1, max(0, int(np.ceil(q * len(values))) - 1))
+        return float(np.partition(values, rank)[rank])
+
+    def met(self, objectives: tuple[Objective, ...]) -> NDArray[np.bool_]:
+        """Return for every request whether it stayed within every per-request limit (ITL has none)."""
+        ok = np.isfinite(self.finish_s)
+        for metric, _, limit in objectives:
+            if metric != "itl":
+                with np.errstate(invalid="ignore"):
+                    ok &= getattr(self, f"{metric}_s") <= limit
+        return ok
+
+    def summary(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
+        """Return the figures of `simulate --json`: latencies in s, rates, energy, dollars."""
+        out: dict[str, object] = {"requests": self.requests.count, "completed": self.completed}
+        for metric in ("ttft", "tpot", "e2e", "itl"):
+            out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}  # type: ignore[arg-type]
+        span = max(self.end_s - self.start_s, 1e-9)
+        done = np.isfinite(self.finish_s)
+        tokens = int(self.requests.output_tokens[done].sum())
+        prompts = int(self.requests.prompt_tokens[done].sum())
+        met = self.met(objectives)
+        energy = float(self.energy_j.sum())
+        usd = self.usd_per_hour * span / 3600
+        out |= {
+            "attainment": float(met.mean()),
+            "tokens_per_s": tokens / span,
+            "goodput_requests_per_s": float(met.sum()) / span,
+            "utilisation": float(self.busy_s.sum() / (len(self.busy_s) * span)),
+            "peak_kv": float((self.peak_kv_bytes / np.maximum(self.kv_capacity_bytes, 1)).max()),
+            "preemptions": int(self.preemptions.sum()),
+            "refused": int((self.replica < 0).sum()),
+            "energy_j": energy,
+            "joules_per_token": energy / max(tokens, 1),
+            "usd": usd,
+            "usd_per_million_tokens": usd / max(tokens + prompts, 1) * 1e6,
+            "steps": int(self.steps.sum()),
+            "span_s": span,
+            "simulation_s": self.simulation_s,
+        }
+        return out
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Return one row per request as named columns."""
+        return {
+            "arrival_s": self.arrival_s,
+            "prompt_tokens": self.requests.prompt_tokens,
+            "output_tokens": self.requests.output_tokens,
+            "priority": self.requests.priority,
+            "replica": self.replica,
+            "queueing_s": self.queueing_s,
+            "ttft_s": self.ttft_s,
+            "tpot_s": self.tpot_s,
+            "e2e_s": self.e2e_s,
+            "preemptions": self.preemptions,
+        }
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return the rows of `columns` as a polars frame."""
+        import polars
+
+        return polars.DataFrame(self.columns())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows of `columns` as a pandas frame (needs pandas installed)."""
+        import pandas
+
+        return pandas.DataFrame(self.columns())
+
+    def __repr__(self) -> str:
+        s = self.summary()
+        ms = {m: " / ".join(f"{1e3 * v:,.1f}" for v in s[f"{m}_s"].values()) for m in ("ttft", "tpot", "e2e", "itl")}  # type: ignore[attr-defined]
+        lines = [
+            f"Outcome of {self.requests.count:,} requests on {len(self.steps)} replicas ({self.completed:,} completed)"
+        ]
+        lines += [
+            f"  {m.upper() if m != 'e2e' else 'end to end':<11}p50 / p90 / p99   {text} ms" for m, text in ms.items()
+        ]
+        lines.append(
+            f"  {s['tokens_per_s']:,.0f} tokens/s, utilisation {100 * s['utilisation']:.0f} %, {s['preemptions']:,} preemptions"
+        )  # type: ignore[operator]
+        lines.append(
+            f"  ${s['usd_per_million_tokens']:.3f} per million tokens, {s['joules_per_token']:.2f} J per output token"
+        )
+        return "\n".join(lines)
+
+
+def itl_edges() -> Floats:
+    """Return the lower edges of the ITL bins in s, and the last upper edge: [ITL_BINS + 1]."""
+    step = np.arange(ITL_BINS + 1)
+    octave, part = step // ITL_PER_OCTAVE, step % ITL_PER_OCTAVE
+    return np.asarray(np.ldexp(0.5 + part / (2.0 * ITL_PER_OCTAVE), octave + ITL_LOWEST + 1))
+
+
+def itl_quantile(counts: NDArray[np.int64], q: float) -> float:
+    """Return quantile `q` of the binned gaps in s, linear inside a bin; 0 where there are none."""
+    total = int(counts.sum())
+    if total == 0:
+        return 0.0
+    cumulative = np.cumsum(counts)
+    rank = q * total
+    i = int(np.searchsorted(cumulative, rank))
+    edges = itl_edges()
+    inside = (rank - (cumulative[i] - counts[i])) / counts[i]
+    return float(edges[i] + inside * (edges[i + 1] - edges[i]))

@@ -1,0 +1,1 @@
+"""From a scenario to a plan: bounds, candidates, simulation, search, frontier."""

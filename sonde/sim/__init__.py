@@ -1,0 +1,1 @@
+"""The clock: an exact simulator of replicas under traffic, in numba."""

@@ -1,0 +1,1 @@
+"""WHAT AN IDEA CHANGES: one file each."""

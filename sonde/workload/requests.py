@@ -1,0 +1,102 @@
+"""Requests as columns: what is asked of a deployment, one row per request, sorted by arrival."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.errors import InputError
+
+
+class Requests(NamedTuple):
+    """Columns of n requests. Build with `requests()`, which checks; times in s, lengths in tokens.
+
+    arrival_s       f8[n]    since the first moment of the trace, never decreasing
+    prompt_tokens   i4[n]    at least 1
+    output_tokens   i4[n]    at least 1
+    session         i4[n]    conversations share a number; -1 is a request on its own
+    priority        i1[n]    0 is served first
+    block_start     i8[n+1]  where the prompt's hashed blocks begin in `block_hash` (all 0: no hashes)
+    block_hash      i8[m]    identity of every full prompt block, for prefix caching
+    block_tokens    int      tokens in a hashed block (0: no hashes)
+    """
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]
+    session: NDArray[np.int32]
+    priority: NDArray[np.int8]
+    block_start: NDArray[np.int64]
+    block_hash: NDArray[np.int64]
+    block_tokens: int
+
+    @property
+    def count(self) -> int:
+        """Return the number of requests (`len` of a NamedTuple counts its columns)."""
+        return len(self.arrival_s)
+
+    @property
+    def span_s(self) -> float:
+        """Return the time from the first arrival to the last."""
+        return float(self.arrival_s[-1] - self.arrival_s[0]) if self.count else 0.0
+
+
+def requests(
+    arrival_s: object,
+    prompt_tokens: object,
+    output_tokens: object,
+    *,
+    session: object = None,
+    priority: object = None,
+    path: str = "requests",
+) -> Requests:
+    """Return checked columns. Raises InputError naming the first row that is empty, unsorted or not positive."""
+    arrival = np.ascontiguousarray(arrival_s, dtype=np.float64)
+    prompt = np.ascontiguousarray(prompt_tokens, dtype=np.int32)
+    output = np.ascontiguousarray(output_tokens, dtype=np.int32)
+    n = len(arrival)
+    if n == 0:
+        raise InputError(path, "no rows", "needs at least one request", "there is nothing to simulate")
+    if len(prompt) != n or len(output) != n:
+        raise InputError(path, f"{n}, {len(prompt)}, {len(output)} rows", "columns must be of one length")
+    if not np.isfinite(arrival).all():
+        row = int(np.flatnonzero(~np.isfinite(arrival))[0])
+        raise InputError(f"{path}[{row}].arrival_s", float(arrival[row]), "must be a finite time")
+    if (np.diff(arrival) < 0).any():
+        row = int(np.flatnonzero(np.diff(arrival) < 0)[0]) + 1
+        raise InputError(
+            f"{path}[{row}].arrival_s",
+            float(arrival[row]),
+            f"time goes backwards (before it: {arrival[row - 1]})",
+        )
+    for name, column in (("prompt_tokens", prompt), ("output_tokens", output)):
+        if (column < 1).any():
+            row = int(np.flatnonzero(column < 1)[0])
+            raise InputError(f"{path}[{row}].{name}", int(column[row]), "must be at least 1 token")
+    return Requests(
+        arrival, prompt, output,
+        np.full(n, -1, np.int32) if session is None else np.ascontiguousarray(session, dtype=np.int32),
+        np.zeros(n, np.int8) if priority is None else np.ascontiguousarray(priority, dtype=np.int8),
+        np.zeros(n + 1, np.int64), np.empty(0, np.int64), 0,
+    )  # fmt: skip
+
+
+def repeat(trace: Requests, count: int) -> Requests:
+    """Return `count` requests: the trace again and again, each copy after the last with one mean gap between."""
+    copies = -(-count // trace.count)
+    period = trace.span_s * trace.count / max(trace.count - 1, 1) or 1.0
+    base = trace.arrival_s - trace.arrival_s[0]
+    arrival = (np.arange(copies)[:, None] * period + base[None, :]).ravel()[:count]
+    tiled = (
+        np.tile(column, copies)[:count]
+        for column in (trace.prompt_tokens, trace.output_tokens, trace.session, trace.priority)
+    )
+    prompt, output, session, priority = tiled
+    return Requests(arrival, prompt, output, session, priority, np.zeros(count + 1, np.int64), np.empty(0, np.int64), 0)
+
+
+def scale_rate(trace: Requests, factor: float) -> Requests:
+    """Return the same requests arriving `factor` times as fast."""
+    return trace._replace(arrival_s=(trace.arrival_s - trace.arrival_s[0]) / factor)
