@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,9 +143,10 @@ class Outcome:
 
     def summary(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
         """Return the figures of `simulate --json`: latencies in s, rates, energy, dollars."""
-        out: dict[str, object] = {"requests": self.requests.count, "completed": self.completed}
-        for metric in ("ttft", "tpot", "e2e", "itl"):
-            out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}  # type: ignore[arg-type]
+        out: dict[str, object] = {"requests": self.requests.n, "completed": self.completed}
+        metrics: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
+        for metric in metrics:
+            out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}
         span = max(self.end_s - self.start_s, 1e-9)
         done = np.isfinite(self.finish_s)
         tokens = int(self.requests.output_tokens[done].sum())
@@ -199,17 +200,17 @@ class Outcome:
         return pandas.DataFrame(self.columns())
 
     def __repr__(self) -> str:
-        s = self.summary()
-        ms = {m: " / ".join(f"{1e3 * v:,.1f}" for v in s[f"{m}_s"].values()) for m in ("ttft", "tpot", "e2e", "itl")}  # type: ignore[attr-defined]
+        s: dict[str, Any] = self.summary()
         lines = [
-            f"Outcome of {self.requests.count:,} requests on {len(self.steps)} replicas ({self.completed:,} completed)"
+            f"Outcome of {self.requests.n:,} requests on {len(self.steps)} replicas ({self.completed:,} completed)"
         ]
-        lines += [
-            f"  {m.upper() if m != 'e2e' else 'end to end':<11}p50 / p90 / p99   {text} ms" for m, text in ms.items()
-        ]
+        for metric, name in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end"), ("itl", "ITL")):
+            text = " / ".join(f"{1e3 * value:,.1f}" for value in s[f"{metric}_s"].values())
+            lines.append(f"  {name:<11}p50 / p90 / p99   {text} ms")
         lines.append(
-            f"  {s['tokens_per_s']:,.0f} tokens/s, utilisation {100 * s['utilisation']:.0f} %, {s['preemptions']:,} preemptions"
-        )  # type: ignore[operator]
+            f"  {s['tokens_per_s']:,.0f} output tokens/s, utilisation {100 * s['utilisation']:.0f} %, "
+            f"{s['preemptions']:,} preemptions"
+        )
         lines.append(
             f"  ${s['usd_per_million_tokens']:.3f} per million tokens, {s['joules_per_token']:.2f} J per output token"
         )

@@ -22,7 +22,7 @@ class WorkloadChoice(Choice):
     profile: str | None = None
     rate: str | float | None = None  # mean requests per second; the trace's own where absent
     duration: str | float | None = None  # of generated traffic; of a trace, the part that is used
-    requests: int | None = Field(None, ge=1)  # at most so many
+    requests: int | None = Field(default=None, ge=1)  # at most so many
     seed: int = 0
 
 
@@ -30,7 +30,7 @@ class HardwareChoice(Choice):
     """A kind of device that may be used, at most `max` of them; price as the catalogue has it unless given."""
 
     device: str
-    max: int = Field(64, ge=1)
+    max: int = Field(default=64, ge=1)
     price: str | float | None = None
     purchase: str = "on-demand"
 

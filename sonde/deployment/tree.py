@@ -28,8 +28,8 @@ class Batching(Choice):
     """
 
     policy: str = "chunked"
-    max_batch: int = Field(256, ge=1, le=8192)  # sequences that run at once
-    token_budget: int = Field(2048, ge=1, le=1_048_576)  # tokens in one step
+    max_batch: int = Field(default=256, ge=1, le=8192)  # sequences that run at once
+    token_budget: int = Field(default=2048, ge=1, le=1_048_576)  # tokens in one step
     preemption: Literal["recompute", "swap"] = "recompute"
 
 
@@ -38,15 +38,15 @@ class Replica(Choice):
 
     model: str
     device: str
-    tensor_parallel: int = Field(1, ge=1)
-    pipeline_parallel: int = Field(1, ge=1)
-    data_parallel: int = Field(1, ge=1)  # attention ranks that share the experts of one engine
-    expert_parallel: int = Field(1, ge=1)  # ranks that the experts are spread over
+    tensor_parallel: int = Field(default=1, ge=1)
+    pipeline_parallel: int = Field(default=1, ge=1)
+    data_parallel: int = Field(default=1, ge=1)  # attention ranks that share the experts of one engine
+    expert_parallel: int = Field(default=1, ge=1)  # ranks that the experts are spread over
     weights: Precision = "bf16"
     activations: Precision = "bf16"
     kv_cache: Precision = "bf16"
-    memory_fraction: float = Field(0.9, gt=0, le=1)  # of device memory that the engine may use
-    block_tokens: int = Field(16, ge=1, le=1024)  # tokens in one block of KV cache
+    memory_fraction: float = Field(default=0.9, gt=0, le=1)  # of device memory that the engine may use
+    block_tokens: int = Field(default=16, ge=1, le=1024)  # tokens in one block of KV cache
     batching: Batching = Batching()
 
     @property
@@ -59,10 +59,10 @@ class Pool(Choice):
     """`replicas` equal replicas."""
 
     name: str = "pool"
-    replicas: int = Field(1, ge=1, le=100_000)
+    replicas: int = Field(default=1, ge=1, le=100_000)
     replica: Replica
     purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
-    usd_per_device_hour: float | None = Field(None, ge=0)  # in place of the catalogue's price
+    usd_per_device_hour: float | None = Field(default=None, ge=0)  # in place of the catalogue's price
 
 
 class Site(Choice):
@@ -70,9 +70,9 @@ class Site(Choice):
 
     name: str = "site"
     pools: tuple[Pool, ...] = Field(min_length=1)
-    pue: float = Field(1.2, ge=1, le=5)
-    carbon_g_per_kwh: float = Field(400.0, ge=0)
-    usd_per_kwh: float = Field(0.0, ge=0)  # 0: power is in the devices' hourly price
+    pue: float = Field(default=1.2, ge=1, le=5)
+    carbon_g_per_kwh: float = Field(default=400.0, ge=0)
+    usd_per_kwh: float = Field(default=0.0, ge=0)  # 0: power is in the devices' hourly price
 
 
 class Routing(Choice):

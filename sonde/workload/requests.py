@@ -33,14 +33,14 @@ class Requests(NamedTuple):
     block_tokens: int
 
     @property
-    def count(self) -> int:
-        """Return the number of requests (`len` of a NamedTuple counts its columns)."""
+    def n(self) -> int:
+        """Return the number of requests (`len` counts the columns of a NamedTuple)."""
         return len(self.arrival_s)
 
     @property
     def span_s(self) -> float:
         """Return the time from the first arrival to the last."""
-        return float(self.arrival_s[-1] - self.arrival_s[0]) if self.count else 0.0
+        return float(self.arrival_s[-1] - self.arrival_s[0]) if self.n else 0.0
 
 
 def requests(
@@ -84,17 +84,20 @@ def requests(
 
 
 def repeat(trace: Requests, count: int) -> Requests:
-    """Return `count` requests: the trace again and again, each copy after the last with one mean gap between."""
-    copies = -(-count // trace.count)
-    period = trace.span_s * trace.count / max(trace.count - 1, 1) or 1.0
+    """Return `count` requests: the trace again and again, one mean gap between two copies."""
+    copies = -(-count // trace.n)
+    period = trace.span_s * trace.n / max(trace.n - 1, 1) or 1.0
     base = trace.arrival_s - trace.arrival_s[0]
-    arrival = (np.arange(copies)[:, None] * period + base[None, :]).ravel()[:count]
-    tiled = (
-        np.tile(column, copies)[:count]
-        for column in (trace.prompt_tokens, trace.output_tokens, trace.session, trace.priority)
+    return Requests(
+        (np.arange(copies)[:, None] * period + base[None, :]).ravel()[:count],
+        np.tile(trace.prompt_tokens, copies)[:count],
+        np.tile(trace.output_tokens, copies)[:count],
+        np.tile(trace.session, copies)[:count],
+        np.tile(trace.priority, copies)[:count],
+        np.zeros(count + 1, np.int64),
+        np.empty(0, np.int64),
+        0,
     )
-    prompt, output, session, priority = tiled
-    return Requests(arrival, prompt, output, session, priority, np.zeros(count + 1, np.int64), np.empty(0, np.int64), 0)
 
 
 def scale_rate(trace: Requests, factor: float) -> Requests:
