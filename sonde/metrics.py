@@ -77,7 +77,8 @@ class Outcome:
     timeline: Timeline
     usd_per_hour: float
     simulation_s: float
-    arrival_s: Floats  # when each request was really sent: as asked for (open loop), or drawn by a client coming free
+    arrival_s: Floats  # when each request was sent: as asked for (open loop), or when a client came free
+    aborted: bool = False  # stopped early since an objective could no longer be met: figures are partial
 
     @property
     def completed(self) -> int:
