@@ -1,0 +1,214 @@
+"""Lower bounds that cannot be wrong: replicas and dollars that no scheduler could go below.
+
+Requests that arrive in a window and keep their limits are done soon after its end, so their work, priced by
+`Rates`, must fit into the replicas' time from the window's start to then. The requests that may miss are
+taken out, the largest first. The best of many windows, of all lengths, is the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.cost.table import Engine
+from sonde.metrics import Objective
+from sonde.plan.rates import Rates, StepFloor, prompt_rates, rates, seconds, step_floor
+from sonde.plan.work import Work, allowed_misses, work
+from sonde.workload.requests import Requests
+
+Floats = NDArray[np.float64]
+_GROWTH = 1.4  # from one length of window to the next
+_STARTS = 24  # windows of one length that begin within one length of each other
+_CAPS = (0.5, 0.9, 0.99, 1.0)  # shares of requests whose time limit a window waits for
+_ROUNDING = 1e-9  # relative: sums of floats may be off by so much
+
+
+class Peak(NamedTuple):
+    """The window that needs most: `rate` is work per second, `first` to `last` the requests that arrive in it.
+
+    Between `start_s` and `end_s` at least `work` must be done, those that may miss already taken out.
+    """
+
+    rate: float
+    first: int
+    last: int
+    start_s: float
+    end_s: float
+    work: float
+
+
+class Promise(NamedTuple):
+    """A way to read the objectives as a deadline per request [n] for its prompt, or for all of it.
+
+    `misses` requests at most do not keep it. `tpot_limit_s` is set where those that do keep that TPOT too.
+    """
+
+    name: str
+    deadline_s: Floats
+    misses: int
+    prompt_only: bool
+    tpot_limit_s: float | None
+
+
+def promises(trace: Requests, objectives: Sequence[Objective]) -> tuple[Promise, ...]:
+    """Return every deadline that the objectives imply: TTFT, TTFT with TPOT, end to end."""
+    n = trace.n
+    found = []
+    gaps = trace.output_tokens.astype(np.float64) - 1.0
+    tpots = [item for item in objectives if item.metric == "tpot"]
+    for item in objectives:
+        misses = allowed_misses(item, trace)
+        if item.metric == "ttft":
+            found.append(Promise(item.label, np.full(n, item.limit_s), misses, True, None))
+            for other in tpots:
+                both = misses + allowed_misses(other, trace)
+                deadline = np.asarray(item.limit_s + other.limit_s * gaps)
+                found.append(Promise(f"{item.label} with {other.label}", deadline, both, False, other.limit_s))
+        elif item.metric == "e2e":
+            found.append(Promise(item.label, np.full(n, item.limit_s), misses, False, None))
+    return tuple(found)
+
+
+def peak(arrival_s: Floats, load: Floats, wait_s: float, misses: int) -> Peak:
+    """Return the window with the most `load` per second, the `misses` largest loads in it taken out.
+
+    A window of requests i to j lasts from arrival i to arrival j plus `wait_s`. For any threshold h the
+    k largest of some loads sum to at most k·h + Σ max(load − h, 0), so Σ min(load, h) − k·h is at most
+    what is left of a window: prefix sums, for a few h.
+    """
+    n = len(arrival_s)
+    heights = np.unique(np.quantile(load, [0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 1.0])) if misses else [np.inf]
+    best = Peak(0.0, 0, n - 1, float(arrival_s[0]), float(arrival_s[-1]) + wait_s, 0.0)
+    sizes = list(_sizes(min(n, misses + 1), n))
+    for height in heights:
+        sums = np.concatenate([[0.0], np.cumsum(np.minimum(load, height))])
+        cut = misses * height if misses else 0.0
+        for size in sizes:
+            starts = np.unique(np.append(np.arange(0, n - size + 1, max(1, size // _STARTS)), n - size))
+            inside = sums[starts + size] - sums[starts] - cut
+            span = arrival_s[starts + size - 1] - arrival_s[starts] + wait_s
+            rate = inside / np.maximum(span, 1e-12)
+            i = int(rate.argmax())
+            if rate[i] > best.rate:
+                first, last = int(starts[i]), int(starts[i]) + size - 1
+                end = float(arrival_s[last]) + wait_s
+                best = Peak(float(rate[i]), first, last, float(arrival_s[first]), end, float(inside[i]))
+    return best
+
+
+def _sizes(least: int, most: int) -> Iterator[int]:
+    size = float(max(1, least))
+    while size < most:
+        yield int(size)
+        size = max(size * _GROWTH, size + 1)
+    yield most
+
+
+class Need(NamedTuple):
+    """What a promise needs at least, and the window that shows it. `amount` is replicas, or dollars per hour."""
+
+    amount: float
+    promise: Promise
+    peak: Peak
+
+
+def _loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats) -> Peak:
+    """Return the peak of a promise, over several cut-offs of how long a window waits for slow requests.
+
+    Where a request's own limit is beyond the cut-off, only its prompt counts, for its TTFT is within.
+    """
+    if promise.prompt_only:
+        return peak(trace.arrival_s, prompt, float(promise.deadline_s[0]), promise.misses)
+    best = None
+    for cap in np.unique(np.quantile(promise.deadline_s, _CAPS, method="higher")):
+        load = prompt + np.where(promise.deadline_s <= cap, np.maximum(decode, 0.0), 0.0)
+        found = peak(trace.arrival_s, load, float(cap), promise.misses)
+        best = found if best is None or found.rate > best.rate else best
+    return best or peak(trace.arrival_s, prompt, float(promise.deadline_s.max()), promise.misses)
+
+
+def rates_for(floor: StepFloor, demand: Work, promise: Promise) -> Rates:
+    """Return the rates that fit a promise best."""
+    return prompt_rates(floor) if promise.prompt_only else rates(floor, demand, promise.tpot_limit_s)
+
+
+def replicas_needed(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> tuple[int, Need | None]:
+    """Return the fewest replicas of `engine` that could hold the objectives on `trace`, and what shows it.
+
+    It holds for every router, every order of work and, unless the engine batches in chunks of a token
+    budget, every batching. 1 (and None) where the objectives imply no deadline.
+    """
+    floor, demand = step_floor(engine), work(trace, engine.table.window)
+    best: Need | None = None
+    for promise in promises(trace, objectives):
+        prompt, decode = seconds(demand, rates_for(floor, demand, promise))
+        top = _loudest(trace, promise, prompt, decode)
+        if best is None or top.rate > best.amount:
+            best = Need(top.rate, promise, top)
+    return (max(1, math.ceil(best.amount * (1 - _ROUNDING))) if best else 1), best
+
+
+def dollars_needed(
+    engines: Sequence[Engine], trace: Requests, objectives: Sequence[Objective]
+) -> tuple[float, Need | None]:
+    """Return dollars per hour below which no fleet of these engines, mixed in any way, holds the objectives.
+
+    Each request may be served, whole, by any replica of any kind, so it costs at least the cheapest of its
+    prices: the optimum of the linear programme that spreads work over kinds of replica. What is left is
+    rounded up to the next price that a whole number of replicas can have. The engines' own batching and
+    token budget do not matter, only their batch limit.
+    """
+    if not engines:
+        return math.inf, None
+    floors = [step_floor(engine, any_batching=True) for engine in engines]
+    demands = {engine.table.window: work(trace, engine.table.window) for engine in engines}
+    best: Need | None = None
+    for promise in promises(trace, objectives):
+        cheap = None
+        for engine, floor in zip(engines, floors, strict=True):
+            demand = demands[engine.table.window]
+            parts = seconds(demand, rates_for(floor, demand, promise))
+            price = engine.usd_per_hour
+            cost = price * parts[0], price * np.maximum(parts[1], 0.0)
+            cheap = cost if cheap is None else _cheaper(cheap, cost, promise)
+        if cheap is None:
+            continue
+        top = _loudest(trace, promise, *cheap)
+        if best is None or top.rate > best.amount:
+            best = Need(top.rate, promise, top)
+    least = min(engine.usd_per_hour for engine in engines)
+    amount = max(best.amount * (1 - _ROUNDING) if best else 0.0, least)
+    return _payable(amount, sorted({engine.usd_per_hour for engine in engines})), best
+
+
+def _cheaper(a: tuple[Floats, Floats], b: tuple[Floats, Floats], promise: Promise) -> tuple[Floats, Floats]:
+    """Return, per request, the least prompt cost and then so much decode cost that the sum is the lesser sum.
+
+    The prompt's part must be a floor by itself, for a window may leave the decoding of a request out.
+    """
+    prompt = np.minimum(a[0], b[0])
+    if promise.prompt_only:
+        return prompt, np.zeros_like(prompt)
+    return prompt, np.minimum(a[0] + a[1], b[0] + b[1]) - prompt
+
+
+def _payable(amount: float, prices: Sequence[float]) -> float:
+    """Return the least sum of whole multiples of `prices` that is at least `amount`."""
+    if prices[0] <= 0 or amount / prices[0] > 500:
+        return amount
+    reach = {0.0}
+    best = math.ceil(amount / prices[0] - 1e-9) * prices[0]
+    for price in sorted(prices, reverse=True):
+        grown = set()
+        for base in reach:
+            count = max(0, math.ceil((amount - base) / price - 1e-9))
+            best = min(best, base + count * price)
+            grown |= {round(base + k * price, 9) for k in range(count)}
+        reach = grown
+        if len(reach) > 3000:
+            return amount  # so many sums lie close together that rounding up would gain nothing
+    return best

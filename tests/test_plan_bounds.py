@@ -1,0 +1,202 @@
+"""The planner's bounds: they hold for every step, every window, and every fleet that can be tried."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable
+from sonde.metrics import Objective
+from sonde.plan.bounds import _payable, dollars_needed, peak, replicas_needed
+from sonde.plan.rates import alone, prompt_rates, rates, step_floor
+from sonde.plan.work import allowed_misses, work
+from sonde.workload.requests import Requests, requests
+
+LLAMA_LIKE = {"fixed": 2e-3, "floor": 5e-3, "token": 2.5e-5, "pair": 1e-10, "decode": 4e-6, "read": 4e-8}
+
+
+def draw_engine(
+    rng: np.random.Generator, *, window: int = 0, max_batch: int = 16, budget: int = 64, batching: str = "chunked"
+) -> Engine:
+    """An engine with bumpy tables, as measured ones are: they need not rise, nor be convex."""
+    tokens, batch = 80, max_batch
+    flat = rng.uniform(1e-3, 1e-2)
+    linear = np.maximum(flat, np.arange(tokens + 1) * rng.uniform(1e-5, 4e-4)) * rng.uniform(0.9, 1.1, tokens + 1)
+    linear[0] = 0
+    decode = np.arange(batch + 1) * rng.uniform(0, 1e-4) * rng.uniform(0.9, 1.1, batch + 1)
+    read = rng.uniform(1e-7, 1e-5) * rng.uniform(0.8, 1.2, batch + 1)
+    wide = rng.uniform(1e-7, 1e-5) * rng.uniform(0.8, 1.2, batch + 1) if window else np.zeros(batch + 1)
+    time = Coefficients(
+        rng.uniform(0, 2e-3), linear, rng.uniform(1e-5, 4e-4), rng.uniform(0, 1e-6), 1e-7 if window else 0.0,
+        decode, read, wide,
+    )  # fmt: skip
+    memory = KvMemory(int(rng.integers(60, 400)) * 16, 4, 64, 16 if window else 0, int(rng.integers(0, 2)) * 8, 1e9)
+    return Engine(
+        StepTable(time, time, window), memory, batching, max_batch, budget, "recompute", 10.0,
+        float(rng.uniform(0.5, 4)), 1,
+    )  # fmt: skip
+
+
+def draw_trace(rng: np.random.Generator, n: int = 60, rate: float = 20.0) -> Requests:
+    arrival = np.cumsum(rng.exponential(1 / rate, n))
+    return requests(arrival, rng.integers(1, 60, n), rng.integers(1, 30, n))
+
+
+def step_s(engine: Engine, prompt: int, batch: int, area: float, read: float, wide: float) -> float:
+    """The step model in plain words."""
+    time = engine.table.time
+    tokens, last = prompt + batch, len(time.linear) - 1
+    value = time.fixed + time.linear[min(tokens, last)] + time.slope * max(0, tokens - last)
+    return float(
+        value + time.prefill * area + time.decode[batch] + time.read[batch] * read + time.read_window[batch] * wide
+    )
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["chunked", "iteration"]), st.sampled_from([0, 12]))
+@settings(max_examples=60, deadline=None)
+def test_no_step_is_cheaper_than_its_rates(seed: int, batching: str, window: int) -> None:
+    rng = np.random.default_rng(seed)
+    engine = draw_engine(rng, window=window, batching=batching)
+    trace = draw_trace(rng)
+    demand = work(trace, window)
+    limit = float(rng.uniform(0.005, 0.05))
+    floor = step_floor(engine)
+    plain, kept, first = rates(floor, demand), rates(floor, demand, limit), prompt_rates(floor)
+    most = engine.memory.capacity_bytes // engine.memory.block_bytes * engine.memory.block_tokens
+    for _ in range(300):
+        batch = int(rng.integers(0, len(floor.decode)))
+        longest = engine.token_budget if batching == "chunked" else 500
+        prompt = int(rng.integers(0, max(1, longest - batch)))
+        if prompt + batch == 0:
+            continue
+        read = float(rng.choice([batch, max(most, batch), rng.integers(batch, max(most, batch) + 1)])) if batch else 0.0
+        wide = min(read, window * batch) if window else 0.0
+        took = step_s(engine, prompt, batch, 0.0, read, wide)
+        for price in (plain, first):
+            owed = price.prompt * prompt + price.decode * batch + price.read * read + price.read_window * wide
+            assert took >= owed - 1e-12
+    # with a TPOT limit single steps may be cheaper: it is whole schedules that keep it that may not
+    assert total(kept, demand) >= total(plain, demand) * 0.99  # the grids differ a little
+
+
+def total(price: object, demand: object) -> float:
+    return float(sum(rate * column.sum() for rate, column in zip(price, demand, strict=True)))  # type: ignore[call-overload]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_schedules_that_keep_tpot_take_as_long_as_their_rates(seed: int) -> None:
+    """Steps drawn so that the batch keeps its TPOT on average: Σ B·t ≤ limit·Σ B."""
+    rng = np.random.default_rng(seed)
+    engine = draw_engine(rng)
+    demand = work(draw_trace(rng))
+    floor = step_floor(engine)
+    most = engine.memory.capacity_bytes // engine.memory.block_bytes * engine.memory.block_tokens
+    steps = []
+    for _ in range(200):
+        batch = int(rng.integers(1, len(floor.decode)))
+        prompt = int(rng.integers(0, engine.token_budget - batch))
+        read = float(rng.integers(batch, max(most, batch) + 1))
+        steps.append((prompt, batch, read, step_s(engine, prompt, batch, 0.0, read, 0.0)))
+    columns = np.array(steps)
+    limit = float((columns[:, 1] * columns[:, 3]).sum() / columns[:, 1].sum())
+    for factor in (1.0, 1.5):
+        price = rates(floor, demand, limit * factor)
+        owed = price.prompt * columns[:, 0] + price.decode * columns[:, 1] + price.read * columns[:, 2]
+        assert columns[:, 3].sum() >= owed.sum() * (1 - 1e-9)
+
+
+def test_rates_use_the_tpot_limit() -> None:
+    """A decode-heavy load under a tight TPOT cannot use the largest batch, and the bound knows."""
+    batch = np.arange(257)
+    linear = np.maximum(5e-3, np.arange(2049) * LLAMA_LIKE["token"])
+    linear[0] = 0
+    time = Coefficients(2e-3, linear, 2.5e-5, 0.0, 0.0, batch * 4e-4, np.full(257, 1e-9), np.zeros(257))
+    memory = KvMemory(10**9, 16, 16, 0, 0, 1e9)
+    engine = Engine(StepTable(time, time, 0), memory, "chunked", 256, 2048, "recompute", 0.0, 1.0, 1)
+    trace = requests(np.arange(100.0), np.full(100, 10), np.full(100, 400))
+    demand, floor = work(trace), step_floor(engine)
+    loose, tight = total(rates(floor, demand, 1.0), demand), total(rates(floor, demand, 0.012), demand)
+    assert tight > 1.5 * loose
+
+
+@given(st.integers(0, 10_000), st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_a_peak_is_at_most_the_best_window_tried_in_full(seed: int, misses: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(misses + 1, 40))
+    arrival, load, wait = np.cumsum(rng.exponential(1, n)), rng.lognormal(0, 1, n), float(rng.uniform(0.1, 5))
+    best = 0.0
+    for i, j in itertools.combinations_with_replacement(range(n), 2):
+        inside = np.sort(load[i : j + 1])
+        kept = inside[: max(0, len(inside) - misses)].sum()
+        best = max(best, kept / (arrival[j] - arrival[i] + wait))
+    found = peak(arrival, load, wait, misses)
+    assert found.rate <= best * (1 + 1e-9)
+    if not misses:
+        assert found.rate >= best / 1.5  # windows grow by less than that from one length to the next
+    else:
+        assert found.rate >= 0
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("n", [1, 2, 99, 100, 101])
+def test_misses_are_counted_as_quantiles_are(q: float, n: int) -> None:
+    trace = requests(np.arange(float(n)), np.ones(n), np.full(n, 2))
+    may = allowed_misses(Objective("ttft", q, 1.0), trace)
+    values = np.zeros(n)
+    values[:may] = 2.0
+    rank = min(n - 1, max(0, int(np.ceil(q * n)) - 1))
+    assert np.partition(values, rank)[rank] <= 1.0
+    if may < n:
+        values[: may + 1] = 2.0
+        assert np.partition(values, rank)[rank] > 1.0
+
+
+@given(st.lists(st.floats(0.3, 5), min_size=1, max_size=3, unique=True), st.floats(0.1, 12))
+@settings(max_examples=80, deadline=None)
+def test_payable_is_the_next_price_of_whole_replicas(prices: list[float], amount: float) -> None:
+    counts = [range(math.ceil(amount / price) + 1) for price in prices]
+    sums = [sum(k * price for k, price in zip(choice, prices, strict=True)) for choice in itertools.product(*counts)]
+    expected = min(value for value in sums if value >= amount - 1e-9)
+    assert _payable(amount, sorted(prices)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_work_of_a_request_is_what_its_steps_read() -> None:
+    trace = requests([0.0, 1.0], [5, 3], [4, 1])
+    whole, cut = work(trace), work(trace, 6)
+    assert whole.read.tolist() == [6 + 7 + 8, 0]
+    assert whole.pair.tolist() == [12.5, 4.5]
+    assert cut.read_window.tolist() == [18, 0]
+    assert cut.pair_window.tolist() == [12.5, 4.5]
+    assert work(trace, 4).pair_window.tolist() == [8 + 4, 4.5]
+
+
+def test_alone_is_a_floor_and_exact_for_one_step() -> None:
+    rng = np.random.default_rng(3)
+    engine = draw_engine(rng, budget=64)
+    trace = requests([0.0], [20], [3])
+    first, gap = alone(step_floor(engine), work(trace))
+    assert first[0] <= step_s(engine, 20, 0, 200.0, 0, 0) + 1e-12
+    assert gap[0] <= (step_s(engine, 0, 1, 0, 21, 0) + step_s(engine, 0, 1, 0, 22, 0)) / 2 + 1e-12
+    assert first[0] > 0
+    assert gap[0] > 0
+
+
+def test_more_load_needs_more() -> None:
+    rng = np.random.default_rng(5)
+    engine = draw_engine(rng)
+    goals = (Objective("ttft", 0.9, 0.2), Objective("tpot", 0.9, 0.02))
+    slow, fast = draw_trace(rng, 200, rate=10), draw_trace(rng, 200, rate=400)
+    few, _ = replicas_needed(engine, slow, goals)
+    many, need = replicas_needed(engine, fast, goals)
+    assert many > few
+    assert need is not None
+    assert need.peak.end_s > need.peak.start_s
+    cheap, _ = dollars_needed([engine], fast, goals)
+    assert cheap >= (many - 1) * engine.usd_per_hour * 0.3
