@@ -1,0 +1,83 @@
+"""What every verb prints with: JSON that is only JSON, tables that fit the terminal, a progress bar on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Progress = Callable[[int, int, str], None]
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and no table.")
+
+
+def plain(value: object) -> Any:
+    """Return `value` in JSON's own types: columns as lists, paths as text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        return plain(value.tolist())
+    return str(value)
+
+
+def emit(value: object) -> None:
+    """Print `value` as indented JSON on stdout."""
+    click.echo(json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """Print a line for the reader on stderr."""
+    click.echo(text, err=True)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that is at least 100 columns wide where its output is not a terminal."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False, soft_wrap=False)
+
+
+def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Print rows under their heads on stdout; the first `left` columns are text, the others numbers."""
+    from rich import box
+    from rich.table import Table
+
+    sheet = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column, head in enumerate(heads):
+        sheet.add_column(head, justify="left" if column < left else "right", overflow="fold")
+    for row in rows:
+        sheet.add_row(*row)
+    console().print(sheet)
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Give a function (done, total, text) that draws a progress bar on stderr while the block runs.
+
+    Nothing is drawn where stderr is not a terminal.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    bar = Bar(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        console=console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, text: bar.update(task, completed=done, total=total or None, description=text)

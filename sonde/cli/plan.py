@@ -1,0 +1,62 @@
+"""`sonde plan`: the cheapest deployments that keep their promises, and why the others do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sonde.cli.output import emit, json_option, note, progress, table
+
+if TYPE_CHECKING:
+    from sonde.plan.result import PlanResult
+
+
+@click.command()
+@click.argument("scenario", type=click.Path(path_type=Path))
+@click.option("--trace", type=click.Path(path_type=Path), help="Plan for this trace in place of the scenario's workload.")
+@click.option(
+    "--report", default="report.html", show_default=True, type=click.Path(path_type=Path), help="Where the report goes."
+)
+@click.option("--no-report", is_flag=True, help="Write no report.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Plans and reasons shown in tables.")
+@json_option
+def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top: int, as_json: bool) -> None:
+    """Find the cheapest deployments that hold the objectives of SCENARIO.
+
+    Every sensible deployment on the hardware that SCENARIO allows is simulated exactly against its workload. Prints
+    the plans that hold, ranked by price, a price that nobody can go below, and the constraint that binds the others.
+    Where nothing holds, the best that was reached is said, and the exit code is 1. Ctrl-C keeps what was found.
+    """
+    from sonde import plan as search
+
+    with progress() as tell:
+        result = search(scenario, trace=trace, progress=tell)
+    if as_json:
+        from sonde.cli.contract import of_result
+
+        emit(of_result(result))
+    else:
+        _show(result, top)
+    if result.plans and not no_report:
+        from sonde.report.page import write_page
+
+        write_page(result, report)
+        note(f"report: {report}")
+    _end(result)
+
+
+def _end(result: PlanResult) -> None:
+    if result.interrupted:
+        note("sonde: interrupted; this is what had been found")
+        raise click.exceptions.Exit(130)
+    if not result.plans:
+        note(f"sonde: no deployment holds every objective; {result.best_failing}")
+        raise click.exceptions.Exit(1)
+
+
+def _show(result: PlanResult, top: int) -> None:
+    for text in result.notes:
+        note(text)
+    table("", ["x"], [])
