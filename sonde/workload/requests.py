@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sonde.errors import InputError
+
+if TYPE_CHECKING:
+    import polars
 
 
 class Requests(NamedTuple):
@@ -41,6 +45,61 @@ class Requests(NamedTuple):
     def span_s(self) -> float:
         """Return the time from the first arrival to the last."""
         return float(self.arrival_s[-1] - self.arrival_s[0]) if self.n else 0.0
+
+    def head(self, n: int) -> Requests:
+        """Return the first `n` requests (all of them where there are fewer)."""
+        return self._rows(0, min(max(n, 0), self.n))
+
+    def window(self, start_s: float, end_s: float) -> Requests:
+        """Return what arrives in [start_s, end_s), the first of it at time 0. Raises InputError where nothing does."""
+        first, last = (int(row) for row in np.searchsorted(self.arrival_s, (start_s, end_s)))
+        if last <= first:
+            raise InputError(
+                "window", f"{start_s:g} s to {end_s:g} s", f"must hold requests; the trace spans {self.span_s:g} s"
+            )
+        part = self._rows(first, last)
+        return part._replace(arrival_s=part.arrival_s - part.arrival_s[0])
+
+    def _rows(self, first: int, last: int) -> Requests:
+        start = self.block_start[first : last + 1]
+        return Requests(
+            *(column[first:last] for column in self[:5]),
+            start - start[0],
+            self.block_hash[start[0] : start[-1]],
+            self.block_tokens,
+        )
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return one row per request; `block_hash` is a list, and there only if the requests have hashes."""
+        import polars
+
+        frame = polars.DataFrame(dict(zip(self._fields[:5], self[:5], strict=True)))
+        if not self.block_tokens:
+            return frame
+        row = np.repeat(np.arange(self.n), np.diff(self.block_start))
+        lists = polars.DataFrame({"row": row, "block_hash": self.block_hash}).group_by("row").agg("block_hash")
+        frame = frame.with_row_index("row").with_columns(polars.col("row").cast(polars.Int64))
+        return frame.join(lists, on="row", how="left", maintain_order="left").drop("row")
+
+    def to_csv(self, path: str | Path) -> None:
+        """Write a CSV that `read` reads back equal (as long as the first request arrives at time 0).
+
+        Sessions and priorities are written where any differ from the default; hashes as one column of numbers
+        joined by spaces, with the tokens of a block beside it.
+        """
+        import polars
+
+        frame = self.to_polars()
+        if (self.session == -1).all():
+            frame = frame.drop("session")
+        else:
+            frame = frame.with_columns(polars.col("session").replace(-1, None))
+        if (self.priority == 0).all():
+            frame = frame.drop("priority")
+        if self.block_tokens:
+            text = polars.col("block_hash").cast(polars.List(polars.String)).list.join(" ")
+            frame = frame.with_columns(text, polars.lit(self.block_tokens).alias("block_tokens"))
+        frame.write_csv(path)
 
 
 def requests(
