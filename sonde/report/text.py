@@ -1,0 +1,152 @@
+"""Figures as text, and the words around them: what the page and the terminal have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from sonde.deployment.tree import Deployment
+from sonde.metrics import QUANTILES, Metric, Objective, Outcome
+from sonde.plan.result import Plan, PlanResult, Rejection
+from sonde.units import show
+
+METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
+
+#: metric -> (what people call it, what it is)
+METRIC_NAMES: dict[Metric, tuple[str, str]] = {
+    "ttft": ("TTFT", "time to first token"),
+    "tpot": ("TPOT", "time per output token after the first, mean of a request"),
+    "e2e": ("End to end", "from arrival to last token"),
+    "itl": ("ITL", "gap between two successive tokens"),
+}
+
+#: constraint -> what it means for a candidate
+CONSTRAINTS: dict[str, str] = {
+    "memory": "Does not fit the memory",
+    "ttft": "First token too late",
+    "tpot": "Tokens too slow",
+    "e2e": "Answer too late",
+    "itl": "Gaps between tokens too long",
+    "devices": "Needs more devices than allowed",
+    "cost": "Cannot be cheaper than a plan that holds",
+    "throughput": "Cannot keep up with the traffic",
+}
+
+
+class Bar(NamedTuple):
+    """An objective and how a run fared against it, in s."""
+
+    objective: Objective
+    value: float
+
+    @property
+    def holds(self) -> bool:
+        """Return whether the value is within the limit."""
+        return self.value <= self.objective.limit_s
+
+    @property
+    def share(self) -> float:
+        """Return the value as a share of the limit."""
+        return self.value / self.objective.limit_s
+
+
+def seconds(value: float) -> str:
+    """Return a time with its unit; "never" where it is infinite."""
+    return "never" if math.isinf(value) else show(value, "time")
+
+
+def joules(value: float) -> str:
+    """Return an energy with its unit; "-" where there is none to speak of."""
+    return show(value, "energy") if math.isfinite(value) else "-"
+
+
+def usd(value: float) -> str:
+    """Return dollars: whole cents from one dollar up, three significant digits below."""
+    if not math.isfinite(value):
+        return "-"
+    if value == 0 or abs(value) >= 0.995:
+        return f"${value:,.2f}" if abs(value) < 9999.5 else f"${value:,.0f}"
+    return f"${value:#.3g}"
+
+
+def percent(value: float) -> str:
+    """Return a share in percent; whole where it is exactly all or nothing."""
+    if not math.isfinite(value):
+        return "-"
+    return f"{100 * value:.0f} %" if value in (0.0, 1.0) else show(value, "ratio")
+
+
+def whole(value: float) -> str:
+    """Return a count with thousands separated."""
+    return f"{value:,.0f}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return "a", "a and b", or "a, b and c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else ""
+
+
+def figure(summary: Mapping[str, object], key: str) -> float:
+    """Return a number of a summary, NaN where it is not there."""
+    value = summary.get(key)
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def latency(summary: Mapping[str, object], metric: Metric, name: str = "p99") -> float:
+    """Return a latency of a summary in s ("p50", "p90" or "p99"), NaN where it is not there."""
+    value = summary.get(f"{metric}_s")
+    return float(cast(Mapping[str, Any], value).get(name, math.nan)) if isinstance(value, Mapping) else math.nan
+
+
+def objective_value(objective: Objective, outcome: Outcome, summary: Mapping[str, object]) -> float:
+    """Return what a run reached where `objective` looks, from its summary where that has the quantile."""
+    for name, q in QUANTILES.items():
+        if q == objective.quantile and not math.isnan(value := latency(summary, objective.metric, name)):
+            return value
+    return outcome.quantile(objective.metric, objective.quantile)
+
+
+def bars(objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str, object]) -> list[Bar]:
+    """Return every objective with what the run reached."""
+    return [Bar(objective, objective_value(objective, outcome, summary)) for objective in objectives]
+
+
+def describe(deployment: Deployment) -> str:
+    """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048"."""
+    words = []
+    for pool in deployment.pools:
+        replica = pool.replica
+        pipeline = f" pp{replica.pipeline_parallel}" if replica.pipeline_parallel > 1 else ""
+        words.append(
+            f"{pool.replicas} × {replica.device} tp{replica.tensor_parallel}{pipeline} {replica.weights}, "
+            f"{replica.batching.policy} {replica.batching.token_budget}"
+        )
+    return " + ".join(words)
+
+
+def workload_text(result: PlanResult) -> str:
+    """Return the traffic in words: its source, how many requests over how long."""
+    choice, trace = result.scenario.workload, result.requests
+    source = choice.trace or choice.profile or "requests"
+    span = trace.span_s
+    rate = f", {show(trace.n / span, 'rate')} on average" if span > 0 else ""
+    return f"{source}: {whole(trace.n)} requests over {seconds(span)}{rate}"
+
+
+def gap(plan: Plan, bound: float) -> float:
+    """Return the share of the plan's cost that a perfect scheduler might save at most."""
+    return max(0.0, 1 - bound / plan.usd_per_hour) if plan.usd_per_hour > 0 else 0.0
+
+
+def grouped(rejected: Sequence[Rejection]) -> dict[str, list[Rejection]]:
+    """Return the rejections by constraint, the commonest first."""
+    groups: dict[str, list[Rejection]] = {}
+    for rejection in rejected:
+        groups.setdefault(rejection.constraint, []).append(rejection)
+    return dict(sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def constraint_title(constraint: str) -> str:
+    """Return what a constraint means, or its own name where it is a new one."""
+    return CONSTRAINTS.get(constraint, constraint.replace("_", " ").capitalize())

@@ -1,0 +1,243 @@
+"""What the page shows, as plain values for its template: nothing here knows of HTML."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import yaml
+
+from sonde import __version__
+from sonde.deployment.tree import Deployment
+from sonde.metrics import QUANTILES, Metric, Objective, Outcome
+from sonde.plan.result import Plan, PlanResult
+from sonde.report import figures, text
+from sonde.units import show
+
+View = dict[str, Any]
+
+ROWS = 500  # plans in the table at most
+FIRST_ROWS = 12  # plans shown before the reader asks for more
+REASONS = 200  # rejections listed in one group at most
+COPIES = 12  # deployments given as YAML at most
+PARTS = 8  # plans whose cost is split
+HOURS_PER_MONTH = 730
+
+
+class Tree(Protocol):
+    """A pydantic model: what can be written as YAML."""
+
+    def model_dump(self, *, mode: str, exclude_none: bool) -> dict[str, Any]:
+        """Return the tree as plain values."""
+
+
+def as_yaml(tree: Tree) -> str:
+    """Return a deployment or a scenario as YAML that `load` reads back."""
+    plain = tree.model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def plan_view(result: PlanResult) -> View:
+    """Return all that the page of a plan shows."""
+    best = result.plans[0] if result.plans else None
+    view: View = {
+        "kind": "plan",
+        "title": f"{result.scenario.model}: what to run",
+        "model": result.scenario.model,
+        "workload": text.workload_text(result),
+        "bound": result.bound_usd_per_hour,
+        "bound_reason": result.bound_reason,
+        "best": best,
+        "best_failing": result.best_failing,
+        "interrupted": result.interrupted,
+        "notes": list(result.notes),
+        "table": table_view(result) if best else None,
+        "groups": rejection_view(result),
+        "rejected": len(result.rejected),
+        "parts": part_view(result.plans[:PARTS], result.bound_usd_per_hour),
+        "copies": [copy_view(f"#{plan.rank}  {plan.label}", plan.deployment) for plan in _worth_copying(result.plans)],
+        "scenario": as_yaml(result.scenario),
+        "facts": plan_facts(result),
+        "figures": {},
+    }
+    if best:
+        saving = text.gap(best, result.bound_usd_per_hour)
+        view |= {
+            "bars": text.bars(result.objectives, best.outcome, best.summary),
+            "saving": saving,
+            "tiles": plan_tiles(best, saving),
+            "figures": plan_figures(result),
+            "spread": spread_view(best.summary),
+        }
+    return view
+
+
+def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[Objective]) -> View:
+    """Return all that the page of a single run shows."""
+    summary = outcome.summary(tuple(objectives))
+    bars = text.bars(objectives, outcome, summary)
+    label = text.describe(deployment)
+    n, span = outcome.requests.n, text.figure(summary, "span_s")
+    return {
+        "kind": "outcome",
+        "title": f"{deployment.pools[0].replica.model}: a run",
+        "model": ", ".join(dict.fromkeys(pool.replica.model for pool in deployment.pools)),
+        "workload": f"{text.whole(n)} requests over {text.seconds(span)}",
+        "label": label,
+        "bars": bars,
+        "broken": [bar for bar in bars if not bar.holds],
+        "unfinished": n - outcome.completed,
+        "aborted": outcome.aborted,
+        "usd_per_hour": outcome.usd_per_hour,
+        "tiles": outcome_tiles(outcome, summary, bool(objectives)),
+        "figures": run_figures(outcome, objectives),
+        "spread": spread_view(summary),
+        "copies": [copy_view(label, deployment)],
+        "facts": [
+            ("Requests", text.whole(n)),
+            ("Engine steps", text.whole(text.figure(summary, "steps"))),
+            ("Simulated in", text.seconds(outcome.simulation_s)),
+            *versions(),
+        ],
+    }
+
+
+def plan_tiles(plan: Plan, saving: float) -> list[tuple[str, str, str]]:
+    """Return the figures a decision rests on: what, how much, and a word on it."""
+    summary = plan.summary
+    return [
+        ("Cost", show(plan.usd_per_hour, "price"), f"about {text.usd(HOURS_PER_MONTH * plan.usd_per_hour)} a month"),
+        ("Left to save", text.percent(saving), "at most, before the bound"),
+        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
+        ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
+        ("Devices", text.whole(plan.devices), f"busy {text.percent(text.figure(summary, 'utilisation'))} of the time"),
+        ("In time", text.percent(text.figure(summary, "attainment")), "of requests, every limit kept"),
+    ]
+
+
+def outcome_tiles(outcome: Outcome, summary: Mapping[str, object], judged: bool) -> list[tuple[str, str, str]]:
+    """Return the figures of a single run."""
+    share = text.percent(text.figure(summary, "attainment"))
+    return [
+        ("Cost", show(outcome.usd_per_hour, "price"), f"{text.usd(text.figure(summary, 'usd'))} for this run"),
+        ("Throughput", show(text.figure(summary, "tokens_per_s"), "rate"), "output tokens"),
+        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
+        ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
+        ("Busy", text.percent(text.figure(summary, "utilisation")),
+         f"KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
+        ("In time" if judged else "Finished", share, "of requests" + (", every limit kept" if judged else "")),
+    ]  # fmt: skip
+
+
+def table_view(result: PlanResult) -> View:
+    """Return the ranked table: headings, and a row a plan as (sort key, text) cells."""
+    limits = list(result.objectives)
+    if not any(o.metric == "e2e" for o in limits):
+        limits.append(Objective("e2e", 0.99, float("inf")))
+    rows = []
+    for plan in result.plans[:ROWS]:
+        cost, energy = (text.figure(plan.summary, key) for key in ("usd_per_million_tokens", "joules_per_token"))
+        times = [text.objective_value(objective, plan.outcome, plan.summary) for objective in limits]
+        use = text.figure(plan.summary, "utilisation")
+        above = plan.usd_per_hour / result.bound_usd_per_hour if result.bound_usd_per_hour > 0 else float("nan")
+        rows.append({
+            "rank": plan.rank, "label": plan.label, "frontier": plan.frontier,
+            "cells": [
+                (plan.usd_per_hour, show(plan.usd_per_hour, "price")), (above, f"{above:.2f}"),
+                (plan.devices, text.whole(plan.devices)), *((time, text.seconds(time)) for time in times),
+                (cost, text.usd(cost)), (energy, text.joules(energy)), (use, text.percent(use)),
+            ],
+        })  # fmt: skip
+    return {
+        "heads": ["Cost", "× bound", "Devices", *(objective.label for objective in limits), "Per M tokens", "Per token",
+                  "Busy"],
+        "rows": rows, "first": FIRST_ROWS, "left_out": len(result.plans) - len(rows),
+        "bound": show(result.bound_usd_per_hour, "price"),
+    }  # fmt: skip
+
+
+def rejection_view(result: PlanResult) -> list[View]:
+    """Return the rejected candidates by what binds, each group with its count and its list."""
+    groups = text.grouped(result.rejected)
+    most = max(map(len, groups.values()), default=1)
+    return [
+        {
+            "constraint": constraint, "title": text.constraint_title(constraint), "count": len(group),
+            "share": len(group) / most, "example": group[0], "listed": group[:REASONS],
+            "left_out": max(0, len(group) - REASONS),
+        }
+        for constraint, group in groups.items()
+    ]  # fmt: skip
+
+
+def part_view(plans: Sequence[Plan], bound: float) -> View | None:
+    """Return dollars per hour by part of the first plans, as shares of the dearest of them."""
+    names = list(dict.fromkeys(name for plan in plans for name, usd in plan.usd_by_part.items() if usd > 0))
+    most = max((max(sum(plan.usd_by_part.values()), bound) for plan in plans), default=0.0)
+    if not names or most <= 0:
+        return None
+    rows = [
+        {
+            "rank": plan.rank, "label": plan.label, "total": show(sum(plan.usd_by_part.values()), "price"),
+            "parts": [(i, name, show(usd, "price"), usd / most) for i, name in enumerate(names)
+                      if (usd := plan.usd_by_part.get(name, 0.0)) > 0],
+        }
+        for plan in plans
+    ]  # fmt: skip
+    return {"names": names, "rows": rows, "bound": bound / most}
+
+
+def spread_view(summary: Mapping[str, object]) -> list[View]:
+    """Return the quantiles of every latency, for readers who want the figure rather than the curve."""
+    return [
+        {"name": text.METRIC_NAMES[metric][0], "what": text.METRIC_NAMES[metric][1],
+         "values": [text.seconds(text.latency(summary, metric, name)) for name in QUANTILES]}
+        for metric in text.METRICS
+    ]  # fmt: skip
+
+
+def copy_view(label: str, deployment: Deployment) -> tuple[str, str]:
+    """Return a heading and the deployment's YAML."""
+    return label, as_yaml(deployment)
+
+
+def plan_figures(result: PlanResult) -> dict[str, figures.Figure]:
+    """Return the figures of a plan: the frontier for each latency, and the best plan's run."""
+    metrics: tuple[Metric, ...] = ("e2e", "ttft", "tpot")
+    drawn = {
+        f"frontier-{metric}": figures.frontier(
+            result.plans[:ROWS], result.bound_usd_per_hour, metric, result.objectives
+        )
+        for metric in metrics
+    }
+    return drawn | run_figures(result.plans[0].outcome, result.objectives)
+
+
+def run_figures(outcome: Outcome, objectives: Sequence[Objective]) -> dict[str, figures.Figure]:
+    """Return the figures of one run: distributions, gaps, load over time."""
+    metrics: tuple[Metric, ...] = ("ttft", "tpot", "e2e")
+    drawn = {f"spread-{metric}": figures.distribution(outcome, metric, objectives) for metric in metrics}
+    return drawn | {"spread-itl": figures.gaps(outcome, objectives), "load": figures.load(outcome)}
+
+
+def plan_facts(result: PlanResult) -> list[tuple[str, str]]:
+    """Return how the answer was found."""
+    return [
+        ("Candidates", text.whole(result.candidates)),
+        ("Simulations", text.whole(result.simulations)),
+        ("Requests simulated", text.whole(result.requests_simulated)),
+        ("Found in", text.seconds(result.elapsed_s)),
+        *versions(),
+    ]
+
+
+def versions() -> list[tuple[str, str]]:
+    """Return what made the page."""
+    return [("Sonde", __version__), ("Python", platform.python_version())]
+
+
+def _worth_copying(plans: Sequence[Plan]) -> list[Plan]:
+    """Return the best plan, then those of the frontier, then the next best, `COPIES` at most."""
+    rest = sorted(plans[1:], key=lambda plan: (not plan.frontier, plan.rank))
+    return [*plans[:1], *sorted(rest[: COPIES - 1], key=lambda plan: plan.rank)]
