@@ -65,6 +65,37 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, le
     console().print(sheet)
 
 
+def fields(title: str, row: Mapping[str, object]) -> None:
+    """Print a mapping on stdout, a line for every leaf, inner keys indented under their own."""
+    click.echo(title)
+    flat = list(_leaves(row, "  "))
+    width = max((len(key) for key, _ in flat), default=0)
+    for key, value in flat:
+        click.echo(f"{key:<{width}}  {value}".rstrip())
+
+
+def _leaves(row: Mapping[str, object], indent: str) -> Iterator[tuple[str, str]]:
+    for key, value in row.items():
+        items = plain(value)
+        if isinstance(items, list) and items and isinstance(items[0], dict):
+            items = {item.get("name", str(i)): item for i, item in enumerate(items)}
+        if isinstance(items, dict):
+            yield f"{indent}{key}", ""
+            yield from _leaves(items, indent + "  ")
+        else:
+            yield f"{indent}{key}", _leaf(items)
+
+
+def _leaf(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1e5 else f"{value:.6g}"
+    return ", ".join(_leaf(item) for item in value) if isinstance(value, list) else str(value)
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Give a function (done, total, text) that draws a progress bar on stderr while the block runs.

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sonde.cli.output import emit, json_option, note, progress, table
+from sonde.cli.output import console, emit, json_option, note, progress
 
 if TYPE_CHECKING:
+    from sonde.deployment.scenario import Scenario
     from sonde.plan.result import PlanResult
 
 
@@ -20,31 +21,49 @@ if TYPE_CHECKING:
     "--report", default="report.html", show_default=True, type=click.Path(path_type=Path), help="Where the report goes."
 )
 @click.option("--no-report", is_flag=True, help="Write no report.")
-@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Plans and reasons shown in tables.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Most rows in the tables.")
 @json_option
 def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top: int, as_json: bool) -> None:
     """Find the cheapest deployments that hold the objectives of SCENARIO.
 
-    Every sensible deployment on the hardware that SCENARIO allows is simulated exactly against its workload. Prints
-    the plans that hold, ranked by price, a price that nobody can go below, and the constraint that binds the others.
-    Where nothing holds, the best that was reached is said, and the exit code is 1. Ctrl-C keeps what was found.
+    Every sensible deployment on the hardware that SCENARIO allows is simulated exactly under its workload. Prints
+    the plans that hold, the cheapest first, a price that no scheduler could go below, and the constraint that binds
+    the others. Where nothing holds, the best that was reached is said and the exit code is 1. Ctrl-C ends the search
+    and keeps what was found.
     """
-    from sonde import plan as search
+    from sonde.deployment.load import load_scenario
+    from sonde.plan import plan as search
 
+    question = load_scenario(scenario)
+    if trace is not None:
+        question = _with_trace(question, trace)
     with progress() as tell:
-        result = search(scenario, trace=trace, progress=tell)
+        result = search(question, progress=tell)
     if as_json:
         from sonde.cli.contract import of_result
 
         emit(of_result(result))
     else:
         _show(result, top)
-    if result.plans and not no_report:
+    if not no_report:
         from sonde.report.page import write_page
 
-        write_page(result, report)
-        note(f"report: {report}")
+        note(f"report: {write_page(result, report)}")
     _end(result)
+
+
+def _with_trace(question: Scenario, trace: Path) -> Scenario:
+    workload = question.workload.model_copy(update={"trace": str(trace), "profile": None, "rate": None})
+    return question.model_copy(update={"workload": workload})
+
+
+def _show(result: PlanResult, top: int) -> None:
+    from sonde.report import tables
+
+    screen = console()
+    if result.plans:
+        screen.print(tables.plan_table(result, top))
+    screen.print(tables.rejections(result, top))
 
 
 def _end(result: PlanResult) -> None:
@@ -52,11 +71,5 @@ def _end(result: PlanResult) -> None:
         note("sonde: interrupted; this is what had been found")
         raise click.exceptions.Exit(130)
     if not result.plans:
-        note(f"sonde: no deployment holds every objective; {result.best_failing}")
+        note(f"sonde: no deployment on the hardware allowed holds every objective; {result.best_failing}")
         raise click.exceptions.Exit(1)
-
-
-def _show(result: PlanResult, top: int) -> None:
-    for text in result.notes:
-        note(text)
-    table("", ["x"], [])

@@ -1,0 +1,182 @@
+"""`sonde show`: the rows of the catalogue, and what a model is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sonde import units
+from sonde.cli.output import emit, fields, json_option, table
+from sonde.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    from sonde.catalogue.device import Device
+    from sonde.catalogue.model import Model
+
+Row = dict[str, Any]
+KINDS = ("models", "devices", "profiles", "policies")
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--device", help="Show what a model takes of this device's memory, and how long its steps last.")
+@click.option("--weights", default="bf16", show_default=True, help="Precision of the weights on --device.")
+@click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(1), help="Devices per replica.")
+@json_option
+def show(name: str | None, device: str | None, weights: str, tensor_parallel: int, as_json: bool) -> None:
+    """Show what Sonde knows: all of it, one kind, or one row.
+
+    NAME is models, devices, profiles or policies, or the name of one of them, or the path of a Hugging Face
+    config.json. A model is shown with its parameters, memory and FLOPs, and with --device on that device.
+    """
+    if name is None or name in KINDS:
+        if device is not None:
+            raise InputError("--device", device, "goes with the name of one model", f"{name or 'no name'} was given")
+        listings = {kind: listing(kind) for kind in KINDS if name in (None, kind)}
+        emit(listings if name is None else listings[name]) if as_json else _show_listings(listings)
+        return
+    row = one(name)
+    if device is not None:
+        row |= {"on": on_device(name, device, weights, tensor_parallel)}
+    emit(row) if as_json else fields(name, row)
+
+
+def listing(kind: str) -> list[Row]:
+    """Return the rows of one kind, each with what a reader chooses by."""
+    if kind == "models":
+        from sonde.catalogue.models import model, model_names
+
+        return [_model_line(model(name)) for name in model_names()]
+    if kind == "devices":
+        from sonde.catalogue.devices import device, device_names
+
+        return [_device_line(device(name)) for name in device_names()]
+    if kind == "profiles":
+        from sonde.workload.profile import profile_names
+
+        return [{"name": name, "profile": _profile_line(name)} for name in profile_names()]
+    from sonde.policies import batching, routing
+
+    return [_policy_line("batching", name, policy.function) for name, policy in batching.POLICIES.items()] + [
+        _policy_line("routing", name, policy.function) for name, policy in routing.POLICIES.items()
+    ]
+
+
+def one(name: str) -> Row:
+    """Return all that is known of one row. Raises InputError, with the nearest name, where there is none."""
+    from sonde.catalogue.devices import device, device_names
+    from sonde.catalogue.models import model, model_names
+
+    if name in device_names():
+        return _device_row(device(name))
+    known = {row["name"]: row for kind in ("profiles", "policies") for row in listing(kind)}
+    if name in known:
+        return known[name]
+    if name in model_names() or name.endswith(".json") or "/" in name:
+        return model_row(model(name))
+    raise unknown("NAME", name, [*KINDS, *device_names(), *model_names(), *known])
+
+
+def model_row(model: Model) -> Row:
+    """Return a model with its parameters, the bytes of its caches, and the FLOP of a token."""
+    tables = model.embedding_parameters * (1 if model.tied_embeddings else 2)
+    return {
+        "name": model.name, "family": model.family, "layers": model.layers, "hidden": model.hidden,
+        "vocabulary": model.vocabulary, "context": model.context,
+        "total_parameters": model.total_parameters, "active_parameters": model.active_parameters,
+        "native_weights": model.native_weights,
+        "kv_bytes_per_token": {name: model.cache_bytes_per_token(name) for name in ("bf16", "fp8")},
+        "window_bytes_per_token": {name: model.window_bytes_per_token(name) for name in ("bf16", "fp8")},
+        "windows": sorted({mixer.window for mixer in model.mixers if mixer.window}),
+        "state_bytes": model.state_bytes,
+        "flop_per_token": 2 * (model.active_parameters - tables + model.embedding_parameters)
+        + sum(mixer.layers * mixer.token_flops for mixer in model.mixers),
+        "prefill_flop_per_pair": sum(mixer.layers * mixer.prefill_flops for mixer in model.mixers),
+        "decode_flop_per_pair": sum(mixer.layers * mixer.decode_flops for mixer in model.mixers),
+        "source": model.source, "date": model.date,
+    }  # fmt: skip
+
+
+def on_device(name: str, device_name: str, weights: str, tensor_parallel: int) -> Row:
+    """Return what a replica of the model takes on a device, and how long some steps last on it.
+
+    Raises InputError for an unknown name or an impossible split; where the model does not fit, `fits` says so
+    and there are no steps.
+    """
+    from sonde.catalogue.devices import device
+    from sonde.catalogue.models import model
+    from sonde.cost.compile import compile_replica
+    from sonde.cost.memory import fit
+    from sonde.cost.table import coefficients
+    from sonde.deployment.load import load
+
+    pool = {"replica": {"model": name, "device": device_name, "weights": weights, "tensor_parallel": tensor_parallel}}
+    replica = load({"sites": [{"pools": [pool]}]}).pools[0].replica
+    memory = fit(model(name), device(device_name), replica)
+    row: Row = {"device": device_name, "weights": weights, "tensor_parallel": tensor_parallel} | memory._asdict()
+    if memory.fits:
+        engine = compile_replica(model(name), device(device_name), replica)
+        time, tokens = engine.table.time, 2048
+        row["usd_per_hour"] = engine.usd_per_hour
+        row["prefill_2048_s"] = coefficients(time, tokens, 0, tokens * tokens / 2, 0)
+        for batch in (1, 64, 256):
+            row[f"decode_{batch}_s"] = coefficients(time, 0, batch, 0, batch * tokens)
+    return row
+
+
+def _model_line(model: Model) -> Row:
+    return {
+        "name": model.name, "family": model.family, "total_parameters": model.total_parameters,
+        "active_parameters": model.active_parameters, "context": model.context,
+        "kv_bytes_per_token": model.cache_bytes_per_token(), "native_weights": model.native_weights,
+    }  # fmt: skip
+
+
+def _device_line(device: Device) -> Row:
+    return {
+        "name": device.name, "title": device.title, "kind": device.kind,
+        "flops_bf16": device.flops.get("bf16") or device.flops.get("fp16"),
+        "memory_bytes": device.memory[0].bytes, "bandwidth": device.memory[0].bandwidth,
+        "peak_w": device.peak_w, "usd_per_hour": device.price(),
+    }  # fmt: skip
+
+
+def _device_row(device: Device) -> Row:
+    from dataclasses import asdict
+
+    return asdict(device)
+
+
+def _policy_line(kind: str, name: str, function: Callable[..., Any]) -> Row:
+    return {"name": name, "kind": kind, "does": (function.__doc__ or "").strip().partition("\n")[0]}
+
+
+_COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
+    "models": (
+        ("name", "model", ""), ("family", "family", ""), ("total_parameters", "parameters", "count"),
+        ("active_parameters", "active", "count"), ("context", "context", "count"),
+        ("kv_bytes_per_token", "KV a token, bf16", "bytes"), ("native_weights", "weights", ""),
+    ),
+    "devices": (
+        ("name", "device", ""), ("title", "what it is", ""), ("kind", "kind", ""), ("flops_bf16", "16-bit", "compute"),
+        ("memory_bytes", "memory", "bytes"), ("bandwidth", "bandwidth", "bandwidth"), ("peak_w", "peak", "power"),
+        ("usd_per_hour", "price", "price"),
+    ),
+    "profiles": (("name", "profile", ""), ("source", "fitted from", ""), ("date", "date", "")),
+    "policies": (("name", "policy", ""), ("kind", "kind", ""), ("does", "what it does", "")),
+}  # fmt: skip
+
+
+def _show_listings(listings: Mapping[str, list[Row]]) -> None:
+    for kind, rows in listings.items():
+        columns = _COLUMNS[kind]
+        cells = [[_cell(row.get(key), unit) for key, _, unit in columns] for row in rows]
+        table(kind, [head for _, head, _ in columns], cells, left=sum(not unit for *_, unit in columns[:3]))
+
+
+def _cell(value: object, unit: str) -> str:
+    if value is None:
+        return "-"
+    return units.show(float(value), unit) if unit and isinstance(value, (int, float)) else str(value)

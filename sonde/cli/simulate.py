@@ -1,0 +1,73 @@
+"""`sonde simulate`: what happens to a workload on one deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sonde.cli.output import emit, json_option
+from sonde.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.metrics import Objective
+    from sonde.workload.requests import Requests
+
+
+@click.command()
+@click.argument("deployment", type=click.Path(path_type=Path))
+@click.option("--trace", type=click.Path(path_type=Path), help="Requests from a trace file, of any format Sonde reads.")
+@click.option("--profile", help="Requests drawn from a profile, by name or file.")
+@click.option("--rate", help='Mean rate, such as "8/s"; the profile\'s own where absent. Speeds a trace up or down.')
+@click.option("--duration", help='Length of the traffic, such as "10 min"; of a trace, the part that is used.')
+@click.option("--clients", type=click.IntRange(1), help="Closed loop: so many clients, each waiting for its answer.")
+@click.option(
+    "--objective", multiple=True, help='A promise, such as "ttft=500ms" (p99) or "tpot.p90=50ms"; may be repeated.'
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of whatever is drawn.")
+@json_option
+def simulate(
+    deployment: Path,
+    trace: Path | None,
+    profile: str | None,
+    rate: str | None,
+    duration: str | None,
+    clients: int | None,
+    objective: tuple[str, ...],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Simulate DEPLOYMENT, a YAML file, exactly under a trace or a profile's traffic.
+
+    Prints latencies, rates, energy and dollars. The exit code is 0 whether or not the objectives are met.
+    """
+    from sonde.cli.workload import draw
+    from sonde.deployment.load import load
+    from sonde.sim.simulate import simulate as run
+
+    promised = objectives(objective)
+    tree = load(deployment)
+    requests = draw({"trace": trace, "profile": profile, "rate": rate, "duration": duration, "seed": seed})
+    outcome = run(tree, requests, clients=clients, seed=seed)
+    if as_json:
+        emit(outcome.summary(promised))
+    else:
+        from sonde.cli.output import console
+        from sonde.report.tables import outcome_table
+
+        console().print(outcome_table(outcome, promised))
+
+
+def objectives(texts: tuple[str, ...]) -> tuple[Objective, ...]:
+    """Return promises given as "metric=limit" or "metric.pNN=limit". Raises InputError for any other text."""
+    from sonde.deployment.load import objectives as read
+
+    tree: dict[str, dict[str, str | float]] = {}
+    for text in texts:
+        left, equals, limit = text.partition("=")
+        metric, _, quantile = left.strip().partition(".")
+        if not equals or not metric or not limit.strip():
+            raise InputError("--objective", text, 'must look like "ttft=500ms" or "tpot.p90=50ms"')
+        tree.setdefault(metric, {})[quantile or "p99"] = limit.strip()
+    return read(tree) if tree else ()
