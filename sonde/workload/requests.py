@@ -62,12 +62,11 @@ class Requests(NamedTuple):
 
     def _rows(self, first: int, last: int) -> Requests:
         start = self.block_start[first : last + 1]
+        rows = slice(first, last)
         return Requests(
-            *(column[first:last] for column in self[:5]),
-            start - start[0],
-            self.block_hash[start[0] : start[-1]],
-            self.block_tokens,
-        )
+            self.arrival_s[rows], self.prompt_tokens[rows], self.output_tokens[rows], self.session[rows],
+            self.priority[rows], start - start[0], self.block_hash[start[0] : start[-1]], self.block_tokens,
+        )  # fmt: skip
 
     def to_polars(self) -> polars.DataFrame:
         """Return one row per request; `block_hash` is a list, and there only if the requests have hashes."""

@@ -24,7 +24,7 @@ _NOTHING = np.empty(0, np.int64)
 
 def read_mooncake(records: Iterator[Record], path: Path, limit: int | None) -> Trace:
     """Return a Mooncake trace: time in ms, one hash for every 512 tokens of the prompt, the last block partial."""
-    columns = (("timestamp", "timestamp", 1e-3), ("input_length", "prompt", 1.0), ("output_length", "output", 1.0))
+    columns = (("timestamp", 1e3), ("input_length", 1.0), ("output_length", 1.0))
     lines: list[int] = []
     values: list[list[float]] = [[], [], []]
     hashes: list[int] = []
@@ -33,14 +33,14 @@ def read_mooncake(records: Iterator[Record], path: Path, limit: int | None) -> T
         if limit is not None and len(lines) >= limit:
             break
         lines.append(line)
-        for column, (name, _, unit) in zip(values, columns, strict=True):
-            column.append(number(record.get(name), path, line, name) * unit)
+        for column, (name, unit) in zip(values, columns, strict=True):
+            column.append(number(record.get(name), path, line, name) / unit)
         blocks = record.get("hash_ids", [])
         if not isinstance(blocks, list) or not all(isinstance(item, int) for item in blocks):
             raise InputError(f"{path}:{line} hash_ids", str(blocks)[:60], "must be a list of whole numbers")
         hashes.extend(blocks)
         start.append(len(hashes))
-    rows = as_rows(*values)
+    rows = as_rows(values[0], values[1], values[2])
     names = {"arrival": "timestamp", "prompt": "input_length", "output": "output_length"}
     check(rows, -np.inf, lambda row, role: f"{path}:{lines[row]} {names[role]}")
     plain = as_requests(rows)
@@ -132,14 +132,14 @@ def level(value: object, path: Path, line: int, name: str) -> int:
 
 
 def moment(value: object, unit: float, path: Path, line: int, name: str) -> float:
-    """Return a time in s: a number in `unit`, or ISO text (UTC where it names no zone)."""
+    """Return a time in s: a number of which `unit` make a second, or ISO text (UTC where it names no zone)."""
     if isinstance(value, str):
         try:
             when = datetime.fromisoformat(value)
         except ValueError:
-            return number(value, path, line, name) * unit
+            return number(value, path, line, name) / unit
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    return number(value, path, line, name) * unit
+    return number(value, path, line, name) / unit
 
 
 def _check_block_counts(counts: NDArray[np.int64], plain: Requests, path: Path, lines: list[int]) -> None:
