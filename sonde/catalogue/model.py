@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sonde.catalogue.device import PRECISION_BYTES
+
 Split = Literal["column", "row", "none"]
 
 
@@ -43,6 +45,9 @@ class Mixer:
     decode_flops      the same where one token is decoded (MLA absorbs its projections, so it differs)
     window            tokens read at most by one query: 0 is all of them; a window (sliding) or top-k (sparse)
     cache_saturates   whether the cache stops growing at `window` as well (sliding: yes; top-k: no)
+    state_bytes       bytes that the state takes (recurrences are kept in fp32, convolutions in bf16)
+    token_flops       FLOP per token and layer beside matrices and pairs (linear: decay, update and read the state)
+    vectors           weights that are in no matrix: norms, biases, convolutions
     """
 
     kind: Literal["attention", "mla", "indexer", "linear"]
@@ -56,6 +61,9 @@ class Mixer:
     decode_flops: float = 0.0
     window: int = 0
     cache_saturates: bool = False
+    state_bytes: float = 0.0
+    token_flops: float = 0.0
+    vectors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,7 @@ class FeedForward:
 
     `matrices` are those of the dense layer, or of everything that each token passes in a mixture (shared
     experts, router); `expert_matrices` are those of one routed expert, of which `top_k` of `experts` serve
-    each token.
+    each token. `vectors` and `expert_vectors` (of one expert) are weights in no matrix: norms, biases.
     """
 
     layers: int
@@ -72,11 +80,13 @@ class FeedForward:
     experts: int = 0
     top_k: int = 0
     expert_matrices: tuple[Matrix, ...] = ()
+    vectors: int = 0
+    expert_vectors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the catalogue. `other_parameters` are held but not run by text (vision tower, norms)."""
+    """A model of the catalogue. `other_parameters` are held but not run by text (vision tower)."""
 
     name: str
     family: str
@@ -109,13 +119,55 @@ class Model:
         tables = self.embedding_parameters * (1 if self.tied_embeddings else 2)
         return tables + sum(self._layer_parameters(all_experts=False))
 
+    @property
+    def expert_parameters(self) -> int:
+        """Return the weights in the matrices of all routed experts."""
+        return sum(ff.layers * ff.experts * sum(m.parameters for m in ff.expert_matrices) for ff in self.feedforwards)
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Return the weights in the matrices of the layers, of experts and others."""
+        mixers = sum(mixer.layers * sum(m.parameters for m in mixer.matrices) for mixer in self.mixers)
+        forwards = sum(ff.layers * sum(m.parameters for m in ff.matrices) for ff in self.feedforwards)
+        return mixers + forwards + self.expert_parameters
+
+    def weight_bytes(self, precision: str) -> float:
+        """Return bytes of all weights where the matrices of the layers are in `precision`.
+
+        Token tables, norms and towers stay in bf16 where `precision` is narrower, as publishers leave them; so
+        does everything but the experts in MXFP4, which is published for experts alone.
+        """
+        narrow, rest = PRECISION_BYTES[precision], max(PRECISION_BYTES[precision], PRECISION_BYTES["bf16"])
+        mixed = precision == "mxfp4" and self.expert_parameters > 0
+        narrowed = self.expert_parameters if mixed else self.matrix_parameters
+        return narrow * narrowed + rest * (self.total_parameters - narrowed)
+
+    def cache_bytes_per_token(self, precision: str = "bf16") -> float:
+        """Return bytes of KV cache that one more token adds for good, over all layers."""
+        return PRECISION_BYTES[precision] * sum(
+            mixer.layers * mixer.cache_elements for mixer in self.mixers if not mixer.cache_saturates
+        )
+
+    def window_bytes_per_token(self, precision: str = "bf16") -> float:
+        """Return bytes of KV cache per token that layers with a window keep, up to that window, over all layers."""
+        return PRECISION_BYTES[precision] * sum(
+            mixer.layers * mixer.cache_elements for mixer in self.mixers if mixer.cache_saturates
+        )
+
+    @property
+    def state_bytes(self) -> float:
+        """Return bytes of state per sequence, whatever its length, over all layers."""
+        return sum(mixer.layers * mixer.state_bytes for mixer in self.mixers)
+
     def _layer_parameters(self, *, all_experts: bool) -> list[int]:
-        mixers = [mixer.layers * sum(m.parameters for m in mixer.matrices) for mixer in self.mixers]
+        mixers = [mixer.layers * (mixer.vectors + sum(m.parameters for m in mixer.matrices)) for mixer in self.mixers]
         forwards = [
             ff.layers
             * (
-                sum(m.parameters for m in ff.matrices)
-                + (ff.experts if all_experts else ff.top_k) * sum(m.parameters for m in ff.expert_matrices)
+                ff.vectors
+                + sum(m.parameters for m in ff.matrices)
+                + (ff.experts if all_experts else ff.top_k)
+                * (ff.expert_vectors + sum(m.parameters for m in ff.expert_matrices))
             )
             for ff in self.feedforwards
         ]
