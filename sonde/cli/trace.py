@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sonde.cli.output import emit, fields, json_option, note
+
+if TYPE_CHECKING:
+    from sonde.workload.requests import Requests
 
 
 @click.group()
@@ -18,8 +23,70 @@ def trace() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def describe(file: Path, as_json: bool) -> None:
-    """Describe the requests of FILE: rate, burstiness, lengths and how they hang together."""
-    from sonde.workload import describe as summary, read
+    """Describe the requests of FILE: their rate, how bursty they are, their lengths and how those hang together."""
+    from sonde.workload.describe import describe as summary
+    from sonde.workload.readers import read
 
     row = summary(read(file))
     emit(row) if as_json else fields(str(file), row)
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Where the profile goes (YAML).")
+@click.option("--name", help="Name of the profile; that of FILE where absent.")
+@click.option("--source", default="", help="Where the trace comes from, to be kept in the profile.")
+@json_option
+def fit(file: Path, out: Path, name: str | None, source: str, as_json: bool) -> None:
+    """Fit a profile from FILE: derived statistics only, small enough to share, from which traffic can be drawn."""
+    from sonde.workload.profile import dump, fit as fitted
+    from sonde.workload.readers import read
+
+    profile = fitted(read(file), name or file.name.partition(".")[0], source or file.name)
+    dump(profile, out)
+    note(f"profile: {out}")
+    row = profile.model_dump(mode="json")
+    emit(row) if as_json else None
+
+
+@trace.command()
+@click.argument("profile")
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file to write; stdout where absent.")
+@click.option("--rate", help='Mean rate, such as "8/s"; the profile\'s own where absent.')
+@click.option("--duration", help='Length of the traffic, such as "10 min"; that of the profile where absent.')
+@click.option("--requests", type=click.IntRange(1), help="At most so many requests.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn.")
+@json_option
+def generate(
+    profile: str,
+    out: Path | None,
+    rate: str | None,
+    duration: str | None,
+    requests: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Draw traffic from PROFILE, by name or file, as CSV that every verb reads.
+
+    With --json, stdout holds a description of what was drawn, and the traffic itself goes to --out only.
+    """
+    from sonde.workload.describe import describe as summary
+
+
+def _write(requests: Requests, out: Path | None) -> None:
+    import polars
+
+    frame = polars.DataFrame(
+        {
+            "arrival_s": requests.arrival_s,
+            "prompt_tokens": requests.prompt_tokens,
+            "output_tokens": requests.output_tokens,
+            "session": requests.session,
+            "priority": requests.priority,
+        }
+    )
+    if out is None:
+        sys.stdout.write(frame.write_csv())
+    else:
+        frame.write_csv(out)
+        note(f"{requests.n:,} requests: {out}")
