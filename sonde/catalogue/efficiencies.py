@@ -25,6 +25,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[float, float]] = (
     | {(operator, "overhead_s"): (0.0, 1.0)
        for operator in ("gemm", "experts", "attention-prefill", "attention-decode", "elementwise", "collective")}
     | {(operator, "half_rows"): (0.0, 1e4) for operator in ("gemm", "experts")}
+    | {(operator, "narrow"): (1e-3, 1.0) for operator in ("gemm", "experts")}
     | {("engine", name): (0.0, 10.0) for name in ("step_s", "layer_s", "token_s", "sequence_s")}
     | {("power", name): (0.0, 1.0) for name in ("static", "compute", "memory", "network")}
     | {("memory", "overhead_bytes"): (0.0, 1e12), ("memory", "rank_bytes"): (0.0, 1e12),
@@ -36,6 +37,7 @@ ATTRIBUTES: dict[tuple[str, str], tuple[float, float]] = (
 class OperatorEfficiency:
     """What a class of operators reaches: share of peak compute and of peak bandwidth, and what a kernel costs.
 
+    narrow      share of peak compute at 8 bits or fewer
     half_rows   rows (tokens) at which a matrix product reaches half of `compute`; 0: at any number of rows
     overhead_s  time of one kernel, whatever its size
     """
@@ -44,6 +46,7 @@ class OperatorEfficiency:
     memory: float
     overhead_s: float
     half_rows: float
+    narrow: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +159,7 @@ def _resolved(name: str, kind: str, engine: str) -> Efficiencies:
             value[kind, "memory"],
             value[kind, "overhead_s"],
             value.get((kind, "half_rows"), 0.0),
+            value.get((kind, "narrow"), value[kind, "compute"]),
         )
 
     return Efficiencies(

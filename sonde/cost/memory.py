@@ -69,14 +69,15 @@ def weight_bytes(part: Shard) -> float:
     layers = 0.0
     for mixer in model.mixers:
         share = sum(matrix.parameters * held(part, matrix, mixer) for matrix in mixer.matrices)
-        layers += mixer.layers * share * part.weight_bytes
+        layers += mixer.layers * (share * part.weight_bytes + mixer.vectors * part.table_bytes)
     for forward in model.feedforwards:
         share = sum(matrix.parameters * held(part, matrix) for matrix in forward.matrices)
-        layers += forward.layers * share * part.weight_bytes
+        layers += forward.layers * (share * part.weight_bytes + forward.vectors * part.table_bytes)
         if forward.experts:
             here = math.ceil(forward.experts / replica.expert_parallel)
             expert = sum(matrix.parameters for matrix in forward.expert_matrices) / part.expert_split
-            layers += forward.layers * here * expert * part.expert_bytes
+            vectors = forward.expert_vectors / part.expert_split * part.table_bytes
+            layers += forward.layers * here * (expert * part.expert_bytes + vectors)
     table = model.embedding_parameters / part.tensor * part.table_bytes
     whole = replica.pipeline_parallel == 1
     tables = 2 * table if whole and not model.tied_embeddings else table
@@ -129,7 +130,7 @@ def _cache_bytes(part: Shard) -> _CacheBytes:
             window += kept * _window_scale(part, mixer)
         else:
             token += kept
-        state += mixer.layers * mixer.state_elements * part.head_share(mixer) * part.tensor * part.activation_bytes
+        state += mixer.layers * mixer.state_bytes * part.head_share(mixer) * part.tensor
     return _CacheBytes(token, window, state)
 
 

@@ -15,8 +15,6 @@ from sonde.cost.experts import expert_operators
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Kernel, Shard, kernels
 
-#: FLOP per number of a recurrent state and token: decay it, add the outer product, read it out
-STATE_FLOPS = 6.0
 #: numbers moved per hidden unit by a norm with its residual: both read and both written
 NORM_TRAFFIC = 4.0
 
@@ -49,10 +47,8 @@ def batch_operators(shard: Shard, sequences: Floats, batch: Floats) -> list[Oper
     found = []
     for mixer in shard.model.mixers:
         if mixer.kind == "linear":
-            state = mixer.state_elements * shard.head_share(mixer) * shard.activation_bytes
-            found.append(
-                Operator(f"{title(mixer)} state", "attention-decode", mixer.layers, bytes=2 * state * sequences)
-            )
+            moved = 2.0 * mixer.state_bytes * shard.head_share(mixer) * sequences  # read and written
+            found.append(Operator(f"{title(mixer)} state", "attention-decode", mixer.layers, bytes=moved))
         else:
             found.append(Operator(f"{title(mixer)} decode start", "attention-decode", mixer.layers))
     if shard.efficiencies.engine.sequence_s:
@@ -109,12 +105,13 @@ def read_operators(shard: Shard, *, windowed: bool) -> list[Operator]:
 
 
 def table_window(shard: Shard) -> int:
-    """Return the one window of the step table: that of most layers (0: no mixer has one)."""
-    layers: dict[int, int] = {}
+    """Return the one window of the step table: that of the mixers that cost most when it is full (0: none has one)."""
+    full: dict[int, float] = {}
     for mixer in shard.model.mixers:
         if mixer.window:
-            layers[mixer.window] = layers.get(mixer.window, 0) + mixer.layers
-    return max(layers, key=lambda window: (layers[window], window), default=0)
+            cost = mixer.layers * mixer.window * mixer.decode_flops
+            full[mixer.window] = full.get(mixer.window, 0.0) + cost
+    return max(full, key=lambda window: (full[window], window), default=0)
 
 
 def title(mixer: Mixer) -> str:
@@ -141,7 +138,7 @@ def _mixer(shard: Shard, mixer: Mixer, rows: Floats) -> list[Operator]:
     if mixer.kind != "indexer":
         found.append(Operator(f"{name} norm", "elementwise", layers, bytes=NORM_TRAFFIC * hidden))
     if mixer.kind == "linear":
-        flops = STATE_FLOPS * mixer.state_elements * shard.head_share(mixer) * rows
+        flops = mixer.token_flops * shard.head_share(mixer) * rows
         found.append(Operator(f"{name} recurrence", "attention-prefill", layers, shard.attention, flops))
     else:
         written = mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes * rows

@@ -14,6 +14,9 @@ from sonde.cost.shard import Shard
 
 Floats = NDArray[np.float64]
 
+#: arithmetic that reaches `compute` of its peak; narrower kinds reach `narrow`
+WIDE = ("fp32", "bf16", "fp16")
+
 
 class Operator(NamedTuple):
     """One operator on one device, in `layers` layers. Arrays and scalars may be mixed; all per layer.
@@ -60,8 +63,9 @@ def bound(shard: Shard, operator: Operator) -> Bound:
     reached = shard.efficiencies.of(operator.kind)
     device = shard.device
     rows = 1.0 + reached.half_rows / np.maximum(operator.rows, 1e-9) if reached.half_rows else 1.0
-    peak = device.flops.get(operator.precision, 1.0)
-    compute = np.asarray(layers * operator.flops * rows / (peak * reached.compute), dtype=np.float64)
+    share = reached.compute if operator.precision in WIDE else reached.narrow
+    peak = device.flops.get(operator.precision, 1.0) * share
+    compute = np.asarray(layers * operator.flops * rows / peak, dtype=np.float64)
     memory = np.asarray(layers * operator.bytes / (device.memory[0].bandwidth * reached.memory), dtype=np.float64)
     starts = 0.0 if operator.kind == "collective" else reached.overhead_s * operator.launches
     other = np.asarray(layers * (starts + operator.link_s + operator.host_s), dtype=np.float64)

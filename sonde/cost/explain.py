@@ -1,0 +1,117 @@
+"""A step, operator by operator: what each takes, and what it waits for. The rows add up to the step table."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sonde.catalogue.device import Device
+from sonde.catalogue.efficiencies import Efficiencies, efficiencies
+from sonde.catalogue.model import Model
+from sonde.cost.operators import (
+    batch_operators,
+    engine_operators,
+    head_operators,
+    pair_operators,
+    read_operators,
+    table_window,
+    token_operators,
+)
+from sonde.cost.roofline import Bound, Operator, activity_joules, bound, running_w
+from sonde.cost.shard import Shard, shard
+from sonde.deployment.tree import Replica
+from sonde.errors import InputError
+
+
+class Row(NamedTuple):
+    """One operator of a step. FLOP, bytes and joules are of all devices; `bound` is what its time goes to.
+
+    bound   "compute", "memory", "links", "starts" (of kernels) or "engine"
+    """
+
+    operator: str
+    seconds: float
+    bound: str
+    flops: float
+    bytes: float
+    joules: float
+
+
+def explain(
+    model: Model, device: Device, replica: Replica, prompt: int, batch: int, context: int = 0,
+    *, reached: Efficiencies | None = None,
+) -> list[Row]:  # fmt: skip
+    """Return the rows of a step with one prompt of `prompt` tokens and `batch` sequences decoding at `context` tokens.
+
+    Their seconds and joules add up to those of the step table, for steps of as many tokens as it holds.
+    """
+    if prompt < 0 or batch < 0 or prompt + batch < 1:
+        raise InputError("explain", (prompt, batch), "needs a prompt or a batch of at least 1 token")
+    part = shard(model, device, replica, reached or efficiencies(device))
+    stages = replica.pipeline_parallel
+    tokens = np.array([-(-(prompt + batch) // stages)], dtype=np.float64)
+    mine = -(-batch // part.lanes)
+    everywhere = float(replica.devices)
+
+    rows = [
+        _row(part, operator, 1.0, everywhere) for operator in token_operators(part, tokens) if not _is_head(operator)
+    ]
+    rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, np.array([max(mine, 1.0)]))]
+    window = table_window(part)
+    for windowed, pairs, read in (
+        (False, _pairs(prompt, 0), float(batch * context)),
+        (True, _pairs(prompt, window), float(batch * min(context, window))),
+    ):
+        if prompt:
+            rows += [
+                _row(part, operator, pairs / part.lanes, pairs * part.tensor)
+                for operator in pair_operators(part, windowed=windowed)
+            ]
+        if batch:
+            rows += [
+                _row(part, operator, read * mine / batch, read * part.tensor)
+                for operator in read_operators(part, windowed=windowed)
+            ]
+    if batch:
+        decoding = batch_operators(part, np.array([float(mine)]), np.array([float(batch)]))
+        rows += [_row(part, operator, 1.0, everywhere) for operator in decoding]
+    return rows + [_row(part, operator, 1.0, 0.0) for operator in engine_operators(part)]
+
+
+def _pairs(prompt: int, window: int) -> float:
+    """Return the (query, key) pairs of a prompt to the half-token rule; a key beyond `window` is not read."""
+    near = min(prompt, window) if window else prompt
+    return near * near / 2 + float((prompt - near) * window)
+
+
+def _is_head(operator: Operator) -> bool:
+    return operator.name.startswith("head")
+
+
+def _row(part: Shard, operator: Operator, time: float, work: float) -> Row:
+    """Return the row of an operator that takes `time` times as long, and does `work` times the work on one device."""
+    spent = bound(part, operator)
+    seconds = float(spent.seconds.reshape(-1)[0]) * time
+    joules = (
+        running_w(part) * part.replica.devices * seconds + float(activity_joules(part, operator).reshape(-1)[0]) * work
+    )
+    return Row(
+        operator.name,
+        seconds,
+        _cause(operator, spent),
+        float(np.ravel(operator.flops)[0]) * operator.layers * work,
+        float(np.ravel(operator.bytes)[0]) * operator.layers * work,
+        joules,
+    )
+
+
+def _cause(operator: Operator, spent: Bound) -> str:
+    if operator.kind == "engine":
+        return "engine"
+    if operator.kind == "collective":
+        return "links"
+    compute, memory, other = (float(np.ravel(part)[0]) for part in spent)
+    if other > max(compute, memory):
+        return "starts"
+    return "compute" if compute > memory else "memory"
