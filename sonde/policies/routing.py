@@ -1,0 +1,108 @@
+"""Which replica takes a request: plain functions from what a router sees to the number of a replica.
+
+Ties go to the first replica counted from `request.index`, so that equal replicas take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class PoolView(NamedTuple):
+    """What a router knows of every replica, as columns, after the last step that it completed.
+
+    queued          requests that wait
+    queued_tokens   prompt tokens that are still to be computed (of waiting requests and the prompt in work)
+    running         requests in the batch
+    running_tokens  tokens that the decoding sequences hold in their KV cache
+    kv_used         bytes of KV memory taken
+    kv_capacity     bytes of KV memory
+    """
+
+    queued: NDArray[np.int64]
+    queued_tokens: NDArray[np.int64]
+    running: NDArray[np.int64]
+    running_tokens: NDArray[np.int64]
+    kv_used: NDArray[np.int64]
+    kv_capacity: NDArray[np.int64]
+
+
+class RequestView(NamedTuple):
+    """What a router knows of a request. `draw` and `second_draw` are uniform in [0, 1), fixed by the seed."""
+
+    index: int
+    time: float
+    prompt_tokens: int
+    priority: int
+    session: int
+    draw: float
+    second_draw: float
+
+
+def random(view: PoolView, request: RequestView) -> int:
+    """Pick any replica, each as likely as the others."""
+    return int(request.draw * len(view.queued))
+
+
+def round_robin(view: PoolView, request: RequestView) -> int:
+    """Pick the replicas in turn."""
+    return request.index % len(view.queued)
+
+
+def least_outstanding(view: PoolView, request: RequestView) -> int:
+    """Pick the replica with the fewest requests, queued and running."""
+    n = len(view.queued)
+    best = request.index % n
+    for step in range(1, n):
+        i = (request.index + step) % n
+        if view.queued[i] + view.running[i] < view.queued[best] + view.running[best]:
+            best = i
+    return best
+
+
+def least_tokens(view: PoolView, request: RequestView) -> int:
+    """Pick the replica with the fewest tokens to compute and to keep."""
+    n = len(view.queued)
+    best = request.index % n
+    for step in range(1, n):
+        i = (request.index + step) % n
+        if view.queued_tokens[i] + view.running_tokens[i] < view.queued_tokens[best] + view.running_tokens[best]:
+            best = i
+    return best
+
+
+def power_of_two(view: PoolView, request: RequestView) -> int:
+    """Draw two replicas and pick the one with fewer requests (Mitzenmacher, 2001)."""
+    n = len(view.queued)
+    first = int(request.draw * n)
+    second = int(request.second_draw * n)
+    if view.queued[second] + view.running[second] < view.queued[first] + view.running[first]:
+        return second
+    return first
+
+
+def session(view: PoolView, request: RequestView) -> int:
+    """Pick the same replica for every turn of a conversation, by hashing; requests on their own are spread."""
+    key = request.session if request.session >= 0 else request.index
+    return ((key * 2654435761) % 4294967296 >> 7) % len(view.queued)
+
+
+class Routing(NamedTuple):
+    """A routing policy, and whether it looks at tokens or KV memory (which costs a little to know exactly)."""
+
+    function: Callable[[PoolView, RequestView], int]
+    sees_tokens: bool = True
+
+
+POLICIES: dict[str, Routing] = {
+    "random": Routing(random, sees_tokens=False),
+    "round-robin": Routing(round_robin, sees_tokens=False),
+    "least-outstanding": Routing(least_outstanding, sees_tokens=False),
+    "least-tokens": Routing(least_tokens),
+    "power-of-two": Routing(power_of_two, sees_tokens=False),
+    "session": Routing(session, sees_tokens=False),
+}

@@ -1,0 +1,119 @@
+"""The clock: arrivals and step boundaries in order of time, routed to replicas.
+
+Ties, at one moment: first the steps that end (and the steps formed at their end), then arrivals in order,
+then idle replicas that an arrival has woken. So an arrival waits for the first boundary after it, and
+requests that arrive together at an idle replica share its first step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sonde.policies.routing import RequestView
+from sonde.sim.advance import advance, publish
+from sonde.sim.batch import reserved
+from sonde.sim.jit import kernel, part
+from sonde.sim.lists import enqueue
+from sonde.sim.memory import growth, kv_bytes
+from sonde.sim.record import count_miss
+from sonde.sim.state import World, borrowed
+from sonde.sim.step import cut, steps_done
+
+
+@part
+def observe(w: World, now: float) -> None:
+    """Show the router the tokens and the memory of every replica, after the last step that each completed."""
+    for r in range(len(w.replicas)):
+        replica = w.replicas[r]
+        k = steps_done(replica, now) if w.next[r] < np.inf and not replica.wake else 0
+        w.seen.queued_tokens[r] = replica.queued_tokens - k * replica.tokens
+        w.seen.running_tokens[r] = replica.kept
+        w.seen.kv_used[r] = replica.used
+        if replica.decode and k > 0:
+            w.seen.running_tokens[r] += k * replica.active
+            w.seen.kv_used[r] += growth(w, r, replica.steps + 1, k)
+
+
+@part
+def refuse(w: World, i: int) -> None:
+    """Write down that request `i` fits into no memory here: it has missed every objective."""
+    w.work[i].replica = -1
+    count_miss(w, 0, np.inf)
+    count_miss(w, 2, np.inf)
+    if w.output[i] > 1:
+        count_miss(w, 1, np.inf)
+    if w.run[0].closed:
+        w.pending[w.run[0].back % len(w.pending)] = w.work[i].arrival + w.run[0].think
+        w.run[0].back += 1
+
+
+@part
+def send(w: World, i: int, now: float, route: object) -> None:
+    """Route request `i` at `now` to a replica, and let it join the step after the one in progress if it may."""
+    work = w.work[i]
+    work.arrival = now
+    if w.run[0].sees_tokens:
+        observe(w, now)
+    d = i % len(w.draws)
+    request = RequestView(
+        i, now, np.int64(w.prompt[i]), np.int64(work.priority), np.int64(w.session[i]), w.draws[d, 0], w.draws[d, 1]
+    )
+    r = route(w.seen, request)
+    if r < 0 or r >= len(w.replicas):
+        w.run[0].abort = 2
+        return
+    replica = w.replicas[r]
+    engine = w.engines[replica.engine]
+    if kv_bytes(engine, w.prompt[i] + w.output[i] - 1) > engine.capacity:
+        refuse(w, i)
+        return
+    work.replica = r
+    work.target = w.prompt[i]
+    alone = replica.waiting == 0 or work.priority < replica.urgent
+    enqueue(w, r, i, False)
+    replica.queued_tokens += work.target
+    if w.next[r] == np.inf:
+        w.next[r] = now
+        replica.wake = 1
+    elif replica.n > 1 and not replica.wake:
+        full = replica.admitted >= engine.max_batch or (replica.chunk > 0 and engine.own == 0)
+        if engine.own or (alone and not full and replica.used + reserved(w, engine, i) <= engine.capacity):
+            cut(w, r, now)
+    publish(w, r)
+
+
+@kernel
+def run_open(world: World, arrival: np.ndarray, route: object, policies: tuple[object, ...]) -> None:
+    """Send every request at its time of arrival, and run until all are done."""
+    w = borrowed(world)
+    for i in range(len(w.work) + 1):
+        now = arrival[i] if i < len(w.work) else np.inf
+        for r in range(len(w.replicas)):
+            while w.next[r] <= now and w.next[r] < np.inf and not (w.replicas[r].wake and w.next[r] == now):
+                advance(w, r, policies)
+                if w.run[0].abort:
+                    return
+        if i < len(w.work):
+            send(w, i, now, route)
+
+
+@kernel
+def run_closed(world: World, clients: int, route: object, policies: tuple[object, ...]) -> None:
+    """Let `clients` clients send the requests in order, each the next as soon as its last is finished."""
+    w = borrowed(world)
+    run = w.run[0]
+    run.closed = 1
+    w.pending[:] = 0.0
+    run.back = clients
+    i = 0
+    while not run.abort:
+        r = np.argmin(w.next)
+        now = w.pending[run.front % len(w.pending)] if run.front < run.back and i < len(w.work) else np.inf
+        if w.next[r] < now or (w.next[r] == now and now < np.inf and not w.replicas[r].wake):
+            advance(w, r, policies)
+        elif now < np.inf:
+            run.front += 1
+            send(w, i, now, route)
+            i += 1
+        else:
+            return

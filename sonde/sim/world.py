@@ -1,0 +1,169 @@
+"""Build the arrays of a run from requests and engines, and read the outcome off them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.cost.table import Engine
+from sonde.errors import InputError
+from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline
+from sonde.policies import batching
+from sonde.policies.routing import PoolView
+from sonde.sim.state import BUSY, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, WORK, World
+from sonde.workload.requests import Requests
+
+Fleet = Sequence[tuple[Engine, int]]
+METRICS = {"ttft": 0, "tpot": 1, "e2e": 2}
+PRIORITIES = 8
+
+
+def records(n: int, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Return `n` zeroed records whose fields are attributes, with and without the JIT."""
+    return np.zeros(n, dtype).view(np.recarray)
+
+
+def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients: int) -> World:
+    """Return the state before the first event. Raises InputError on priorities past 7 or an empty fleet."""
+    counts = [count for _, count in fleet]
+    if not fleet or sum(counts) < 1 or min(counts) < 0:
+        raise InputError("replicas", counts, "needs at least 1 replica", "every request would be dropped")
+    if requests.priority.min() < 0 or requests.priority.max() >= PRIORITIES:
+        row = int(np.argmax((requests.priority < 0) | (requests.priority >= PRIORITIES)))
+        raise InputError(
+            f"requests[{row}].priority", int(requests.priority[row]), f"must be 0 (first) to {PRIORITIES - 1}"
+        )
+    engines = [engine for engine, _ in fleet]
+    replicas = records(sum(counts), REPLICA)
+    replicas.engine = np.repeat(np.arange(len(fleet)), counts)
+    classes = int(requests.priority.max()) + 1
+    replicas.part, replicas.urgent = -1, classes
+    capacity = np.array([engine.memory.capacity_bytes for engine in engines], np.int64)[replicas.engine]
+    places = max(engine.max_batch for engine in engines)
+    run = records(1, RUN)
+    run.width = max(requests.span_s, 1e-3) / SPANS
+    r = len(replicas)
+    return World(
+        run=run,
+        engines=_engines(engines),
+        curves=_curves(engines),
+        replicas=replicas,
+        next=np.full(r, np.inf),
+        seen=PoolView(*(np.zeros(r, np.int64) for _ in range(5)), capacity),
+        work=_work(requests),
+        prompt=requests.prompt_tokens,
+        output=requests.output_tokens,
+        session=requests.session,
+        queues=np.full((r, classes, 3), -1, np.int32),
+        ends=np.zeros((r, places + 1, 2), np.int64),
+        phases=np.zeros((r, 2, max(engine.memory.block_tokens for engine in engines)), np.int32),
+        joining=np.zeros((r, places), np.int32),
+        stalled=np.zeros((r, places + 4, 2)),
+        itl=np.zeros(ITL_BINS, np.int64),
+        timeline=np.zeros((SPANS, 3)),
+        goals=records(0, GOAL),
+        draws=draws,
+        pending=np.zeros(max(clients, 1)),
+    )
+
+
+def _work(requests: Requests) -> NDArray[np.void]:
+    work = records(requests.n, WORK)
+    work.scheduled, work.first, work.finish = np.nan, np.nan, np.nan
+    work.arrival = requests.arrival_s
+    work.priority = requests.priority
+    return work
+
+
+def _engines(engines: Sequence[Engine]) -> NDArray[np.void]:
+    rows = records(len(engines), ENGINE)
+    names = sorted({engine.batching for engine in engines})
+    for row, engine in zip(rows, engines, strict=True):
+        time, energy, memory = engine.table.time, engine.table.energy, engine.memory
+        policy = batching.POLICIES.get(engine.batching)
+        row.fixed, row.slope, row.prefill, row.prefill_window = time.fixed, time.slope, time.prefill, time.prefill_window
+        row.e_fixed, row.e_slope, row.e_prefill = energy.fixed, energy.slope, energy.prefill
+        row.e_prefill_window = energy.prefill_window
+        row.idle_w, row.swap_s_per_byte = engine.idle_w, 1.0 / memory.swap_bytes_per_s
+        row.capacity, row.block_bytes, row.block_tokens = memory.capacity_bytes, memory.block_bytes, memory.block_tokens
+        row.window_bytes, row.state_bytes, row.window = memory.window_block_bytes, memory.state_bytes, engine.table.window
+        row.last, row.max_batch, row.token_budget = len(time.linear) - 1, engine.max_batch, engine.token_budget
+        row.swap = engine.preemption == "swap"
+        row.own = policy is None
+        row.reserve = policy is not None and policy.reserve_output
+        row.hold = policy is not None and policy.hold_slots
+        row.policy = names.index(engine.batching)
+    return rows
+
+
+def _curves(engines: Sequence[Engine]) -> NDArray[np.float64]:
+    longest = max(max(len(engine.table.time.linear), engine.max_batch + 1) for engine in engines)
+    curves = np.zeros((len(engines), 8, longest))
+    for curve, engine in zip(curves, engines, strict=True):
+        for at, table in ((0, engine.table.time), (4, engine.table.energy)):
+            for row, values in enumerate((table.linear, table.decode, table.read, table.read_window)):
+                curve[at + row, : len(values)] = values
+    return curves
+
+
+def set_goals(world: World, requests: Requests, objectives: Sequence[Objective], *, stop_early: bool) -> World:
+    """Return the state with per-request objectives to count, and whether to stop once one can't be met."""
+    counted = [goal for goal in objectives if goal.metric in METRICS]
+    goals = records(len(counted), GOAL)
+    for row, goal in zip(goals, counted, strict=True):
+        n = int(np.count_nonzero(requests.output_tokens > 1)) if goal.metric == "tpot" else requests.n
+        row.metric, row.limit = METRICS[goal.metric], goal.limit_s
+        row.allowed = n - max(1, int(np.ceil(goal.quantile * n)))
+    world.run.stop_early = stop_early
+    return world._replace(goals=goals)
+
+
+def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float) -> Outcome:
+    """Return what happened, read off the state after the last event."""
+    work, replicas = world.work, world.replicas
+    finish = np.ascontiguousarray(work.finish)
+    scheduled = np.ascontiguousarray(work.scheduled)
+    arrival = np.ascontiguousarray(work.arrival)
+    done = np.isfinite(finish)
+    start = float(arrival.min())
+    end = float(finish[done].max()) if done.any() else start
+    idle_w = np.array([engine.idle_w for engine, _ in fleet])[replicas.engine]
+    return Outcome(
+        requests=requests,
+        replica=np.ascontiguousarray(work.replica),
+        scheduled_s=scheduled,
+        first_token_s=np.ascontiguousarray(work.first),
+        finish_s=finish,
+        preemptions=np.ascontiguousarray(work.preemptions),
+        steps=np.ascontiguousarray(replicas.all_steps),
+        busy_s=np.ascontiguousarray(replicas.busy),
+        energy_j=replicas.energy + idle_w * np.maximum(end - start - replicas.busy, 0.0),
+        peak_kv_bytes=replicas.peak.astype(np.float64),
+        kv_capacity_bytes=world.seen.kv_capacity.astype(np.float64),
+        itl_counts=world.itl,
+        timeline=_timeline(world, arrival, scheduled),
+        usd_per_hour=sum(engine.usd_per_hour * count for engine, count in fleet),
+        simulation_s=simulation_s,
+        arrival_s=arrival,
+        aborted=bool(world.run.abort[0]),
+    )
+
+
+def _timeline(world: World, arrival: NDArray[np.float64], scheduled: NDArray[np.float64]) -> Timeline:
+    width = float(world.run.width[0])
+    used = np.flatnonzero(world.timeline[:, BUSY])
+    spans = int(used[-1]) + 1 if len(used) else 1
+    table = world.timeline[:spans]
+    start, stop = _integral(arrival, width, spans), _integral(scheduled[np.isfinite(scheduled)], width, spans)
+    return Timeline(width, table[:, BUSY].copy(), table[:, KV] / width, table[:, RUNNING] / width, (start - stop) / width)
+
+
+def _integral(moments: NDArray[np.float64], width: float, spans: int) -> NDArray[np.float64]:
+    """Return, for every span, the integral over it of the number of `moments` that have passed."""
+    at = np.clip((moments / width).astype(np.int64), 0, spans)
+    passed = np.bincount(at, minlength=spans + 1)[:spans]
+    late = np.bincount(at, weights=np.maximum((at + 1) * width - moments, 0.0), minlength=spans + 1)[:spans]
+    before = np.concatenate([[0], np.cumsum(passed)[:-1]])
+    return np.asarray(before * width + late)
