@@ -81,22 +81,20 @@ def peak(arrival_s: Floats, load: Floats, wait_s: float, misses: int) -> Peak:
     what is left of a window: prefix sums, for a few h.
     """
     n = len(arrival_s)
-    heights = np.unique(np.quantile(load, [0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 1.0])) if misses else [np.inf]
+    heights = np.quantile(load, [0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.998, 1.0]) if misses else np.array([np.inf])
+    sums = np.zeros((len(heights), n + 1))
+    np.cumsum(np.minimum(load, heights[:, None]), axis=1, out=sums[:, 1:])
+    cut = misses * heights[:, None] if misses else 0.0
     best = Peak(0.0, 0, n - 1, float(arrival_s[0]), float(arrival_s[-1]) + wait_s, 0.0)
-    sizes = list(_sizes(min(n, misses + 1), n))
-    for height in heights:
-        sums = np.concatenate([[0.0], np.cumsum(np.minimum(load, height))])
-        cut = misses * height if misses else 0.0
-        for size in sizes:
-            starts = np.unique(np.append(np.arange(0, n - size + 1, max(1, size // _STARTS)), n - size))
-            inside = sums[starts + size] - sums[starts] - cut
-            span = arrival_s[starts + size - 1] - arrival_s[starts] + wait_s
-            rate = inside / np.maximum(span, 1e-12)
-            i = int(rate.argmax())
-            if rate[i] > best.rate:
-                first, last = int(starts[i]), int(starts[i]) + size - 1
-                end = float(arrival_s[last]) + wait_s
-                best = Peak(float(rate[i]), first, last, float(arrival_s[first]), end, float(inside[i]))
+    for size in _sizes(min(n, misses + 1), n):
+        starts = np.append(np.arange(0, n - size, max(1, size // _STARTS)), n - size)
+        inside = (sums[:, starts + size] - sums[:, starts] - cut).max(axis=0)
+        rate = inside / np.maximum(arrival_s[starts + size - 1] - arrival_s[starts] + wait_s, 1e-12)
+        i = int(rate.argmax())
+        if rate[i] > best.rate:
+            first, last = int(starts[i]), int(starts[i]) + size - 1
+            end = float(arrival_s[last]) + wait_s
+            best = Peak(float(rate[i]), first, last, float(arrival_s[first]), end, float(inside[i]))
     return best
 
 

@@ -1,0 +1,270 @@
+"""What may be tried: every way to run one replica that the scenario allows, and why the others cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
+
+from sonde.catalogue.device import PRECISION_BYTES, Device
+from sonde.catalogue.model import Model
+from sonde.cost.table import Engine
+from sonde.deployment.scenario import HardwareChoice, Scenario, SearchChoice
+from sonde.deployment.tree import Batching, Deployment, Pool, Precision, Replica, Routing, Site
+from sonde.errors import CannotError, InputError, unknown
+from sonde.plan.result import Rejection
+from sonde.units import parse
+
+#: arithmetic that a device needs to compute with weights of this precision, a key of `Device.flops`
+_NEEDS = {"nvfp4": "fp4", "mxfp4": "fp4"}
+#: activations that go with weights; what is not here goes with bf16 (weights are expanded on the fly)
+_ACTIVATIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "int8": "int8", "nvfp4": "nvfp4"}
+#: policies that never look at the token budget
+_BUDGETLESS = ("static", "iteration")
+_PURCHASES = ("on-demand", "spot", "owned")
+
+
+class Hardware(NamedTuple):
+    """A kind of device that may be used: its row, how many, and dollars per device-hour."""
+
+    device: Device
+    most: int
+    usd_per_hour: float
+    purchase: str
+    priced_by_hand: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One way to run a replica, compiled, and how many of them there may be."""
+
+    hardware: Hardware
+    replica: Replica
+    routing: str
+    engine: Engine
+    most: int  # replicas
+    label: str  # of one replica: "h100-sxm tp2 fp8, chunked 2048, batch 256"
+
+    @property
+    def family(self) -> tuple[object, ...]:
+        """Return what the candidate shares with those that differ in batching and routing alone."""
+        replica = self.replica
+        return (
+            self.hardware.device.name, self.hardware.purchase, self.hardware.usd_per_hour, replica.tensor_parallel,
+            replica.pipeline_parallel, replica.data_parallel, replica.expert_parallel, replica.weights,
+            replica.kv_cache,
+        )  # fmt: skip
+
+    def deployment(self, replicas: int) -> Deployment:
+        """Return the deployment of `replicas` such replicas behind one router."""
+        hardware = self.hardware
+        pool = Pool.model_validate(
+            {
+                "replicas": replicas,
+                "replica": self.replica,
+                "purchase": hardware.purchase,
+                "usd_per_device_hour": hardware.usd_per_hour if hardware.priced_by_hand else None,
+            }
+        )
+        return Deployment(sites=(Site(pools=(pool,)),), routing=Routing(policy=self.routing))
+
+
+class Candidates(NamedTuple):
+    """What may be tried, what may not and why, and how many were left out for being equal to another."""
+
+    kept: tuple[Candidate, ...]
+    rejected: tuple[Rejection, ...]
+    merged: int
+
+
+def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:
+    """Return the kinds of device, priced; one that nobody sells by the hour costs nothing by the hour.
+
+    Raises InputError where a device, a way to buy or a price cannot be read.
+    """
+    from sonde.catalogue.devices import device
+
+    found = []
+    for i, choice in enumerate(choices):
+        path = f"hardware[{i}]"
+        if choice.purchase not in _PURCHASES:
+            raise unknown(f"{path}.purchase", choice.purchase, _PURCHASES, "way to buy")
+        try:
+            row = device(choice.device)
+        except InputError as error:
+            raise InputError(f"{path}.device", choice.device, error.allowed, error.consequence) from None
+        price = row.price(choice.purchase)
+        if choice.price is not None:
+            price = parse(choice.price, "price", f"{path}.price", zero=True)
+        found.append(Hardware(row, choice.max, price or 0.0, choice.purchase, choice.price is not None))
+    return tuple(found)
+
+
+def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
+    """Return every candidate of the scenario, each compiled once; equal engines are tried once."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    rejected: dict[str, Rejection] = {}
+    merged = 0
+    for kind in hardware(scenario.hardware):
+        for replica in _replicas(model, scenario.model, kind.device, scenario.search):
+            most = kind.most // replica.devices
+            batchings = tuple(_batchings(scenario.search))
+            lightest = min(batchings, key=lambda item: (item.token_budget, item.max_batch))
+            refused = _refuse(model, kind, replica.model_copy(update={"batching": lightest}), most)
+            if refused is not None:
+                rejected[refused.label] = refused
+                continue
+            for batching in batchings:
+                full = replica.model_copy(update={"batching": batching})
+                engine = _compile(model, kind, full)
+                if isinstance(engine, Rejection):
+                    rejected[engine.label] = engine
+                    continue
+                for routing in scenario.search.routing:
+                    label = _label(kind.device.name, full, routing if len(scenario.search.routing) > 1 else "")
+                    candidate = Candidate(kind, full, routing, engine, most, label)
+                    key = (*_identity(engine), routing, most)
+                    merged += key in kept
+                    kept.setdefault(key, candidate)
+    return Candidates(tuple(kept.values()), tuple(rejected.values()), merged)
+
+
+def _replicas(model: Model, name: str, device: Device, search: SearchChoice) -> Iterator[Replica]:
+    """Yield replicas, batching aside: parallelism times precisions, the smallest first."""
+    shapes = [
+        (tensor, data, expert, pipeline)
+        for tensor, pipeline in product(search.tensor_parallel, search.pipeline_parallel)
+        for tensor, data, expert in _spread(model, tensor)
+    ]
+    for (tensor, data, expert, pipeline), (weights, cache) in product(
+        dict.fromkeys(shapes), precisions(model, device, search)
+    ):
+        yield Replica.model_validate(
+            {
+                "model": name,
+                "device": device.name,
+                "tensor_parallel": tensor,
+                "pipeline_parallel": pipeline,
+                "data_parallel": data,
+                "expert_parallel": expert,
+                "weights": weights,
+                "activations": _activations(device, weights),
+                "kv_cache": cache,
+            }
+        )
+
+
+def _spread(model: Model, ranks: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (tensor, data, expert) parallelism on `ranks` devices.
+
+    A mixture of experts is cut by tensors, by experts under tensor-parallel attention, or by experts under
+    data-parallel attention.
+    """
+    yield ranks, 1, 1
+    if ranks > 1 and any(forward.experts for forward in model.feedforwards):
+        yield ranks, 1, ranks
+        yield 1, ranks, ranks
+
+
+def precisions(model: Model, device: Device, search: SearchChoice) -> tuple[tuple[str, str], ...]:
+    """Return the (weights, KV cache) precisions to try: those asked for, or those the device computes with.
+
+    Left open, weights are tried as published and in every narrower precision that the device has arithmetic
+    for (in 4-bit integers, expanded on the fly, on phones, boards, edge devices and laptops); an fp8 cache goes
+    with weights of 8 bits or fewer where the device has fp8.
+    """
+    native = model.native_weights
+    weights: list[str] = list(search.weights or ())
+    if not weights:
+        small = device.kind in ("phone", "board", "edge", "laptop")
+        narrow = [name for name in ("fp8", "nvfp4") if _NEEDS.get(name, name) in device.flops]
+        narrow += ["int8"] if "int8" in device.flops and "fp8" not in device.flops else []
+        narrow += ["int4"] if small else []
+        weights = [native, *(name for name in narrow if PRECISION_BYTES[name] < PRECISION_BYTES[native])]
+    found = []
+    for name in dict.fromkeys(weights):
+        caches: list[str] = list(search.kv_cache or ())
+        if not caches:
+            caches = ["bf16"]
+            if "fp8" in device.flops and (search.weights is not None or PRECISION_BYTES[name] <= 1):
+                caches.append("fp8")
+        found += [(name, cache) for cache in dict.fromkeys(caches)]
+    return tuple(found)
+
+
+def _activations(device: Device, weights: str) -> Precision:
+    wanted: Precision = _ACTIVATIONS.get(weights, "bf16")
+    return wanted if _NEEDS.get(wanted, wanted) in device.flops else "bf16"
+
+
+def _batchings(search: SearchChoice) -> Iterator[Batching]:
+    for policy, budget, batch in product(search.batching, search.token_budget, search.max_batch):
+        yield Batching(policy=policy, token_budget=budget, max_batch=batch)
+
+
+def _refuse(model: Model, kind: Hardware, replica: Replica, most: int) -> Rejection | None:
+    """Return why no replica of this kind can be, whatever its batching; None where it can."""
+    from sonde.cost.memory import fit
+
+    label = _shape(kind.device.name, replica)
+    ranks = replica.tensor_parallel * replica.data_parallel
+    if most < 1:
+        return Rejection(
+            label, "devices", f"one replica takes {replica.devices} devices, {kind.most} are allowed (hardware.max)"
+        )
+    if ranks > kind.device.node_devices:
+        text = f"a stage of {ranks} devices against {kind.device.node_devices} in a node of {kind.device.name}"
+        return Rejection(label, "parallelism", text)
+    if any(forward.experts % replica.expert_parallel for forward in model.feedforwards):
+        return Rejection(label, "parallelism", f"{replica.expert_parallel} ranks do not divide the experts evenly")
+    try:
+        if fit(model, kind.device, replica).fits:
+            return None
+    except CannotError as error:
+        return Rejection(label, "precision", str(error))
+    except InputError as error:
+        return Rejection(label, "parallelism", str(error))
+    refused = _compile(model, kind, replica)
+    return refused if isinstance(refused, Rejection) else None
+
+
+def _compile(model: Model, kind: Hardware, replica: Replica) -> Engine | Rejection:
+    from sonde.cost.compile import compile_replica
+
+    try:
+        return compile_replica(model, kind.device, replica, usd_per_device_hour=kind.usd_per_hour)
+    except CannotError as error:
+        return Rejection(_shape(kind.device.name, replica), "memory", str(error))
+    except InputError as error:
+        return Rejection(_shape(kind.device.name, replica), "parallelism", str(error))
+
+
+def _identity(engine: Engine) -> tuple[object, ...]:
+    """Return a key that two engines share only if every run of one is a run of the other."""
+    tables = [
+        part.tobytes() if hasattr(part, "tobytes") else part
+        for quantity in (engine.table.time, engine.table.energy)
+        for part in quantity
+    ]
+    budget = 0 if engine.batching in _BUDGETLESS else engine.token_budget
+    rest = engine._replace(table=None, token_budget=budget)  # type: ignore[arg-type]
+    return (*tables, engine.table.window, *rest)
+
+
+def _shape(device: str, replica: Replica) -> str:
+    names = ("tensor", "tp"), ("pipeline", "pp"), ("data", "dp"), ("expert", "ep")
+    cuts = [
+        f"{short}{value}"
+        for name, short in names
+        if (value := getattr(replica, f"{name}_parallel")) > 1 or (short == "tp" and replica.devices == 1)
+    ]
+    cache = "" if replica.kv_cache == "bf16" else f" kv-{replica.kv_cache}"
+    return f"{device} {' '.join(cuts)} {replica.weights}{cache}"
+
+
+def _label(device: str, replica: Replica, routing: str) -> str:
+    batching = replica.batching
+    budget = "" if batching.policy in _BUDGETLESS else f" {batching.token_budget}"
+    tail = f", {routing}" if routing else ""
+    return f"{_shape(device, replica)}, {batching.policy}{budget}, batch {batching.max_batch}{tail}"

@@ -1,0 +1,53 @@
+"""What was found, ranked by dollars and then latency, and which of it nothing else beats in everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sonde.plan.result import Plan
+from sonde.plan.sweep import Found
+
+
+def _figures(found: Found) -> tuple[float, float, float]:
+    """Return dollars per hour, p99 end to end in s, joules per token: less is better in each."""
+    summary: Mapping[str, Any] = found.summary
+    return found.usd_per_hour, float(summary["e2e_s"]["p99"]), float(summary["joules_per_token"])
+
+
+def on_frontier(points: Sequence[tuple[float, ...]]) -> list[bool]:
+    """Return for each point whether no other is at most as large in every coordinate and less in one."""
+    return [not any(_beats(other, point) for other in points) for point in points]
+
+
+def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+
+def rank(found: Sequence[Found]) -> tuple[Plan, ...]:
+    """Return the plans, the cheapest first, then the lowest p99 end to end, then the leanest, then by name."""
+    ordered = sorted(found, key=lambda item: (*_figures(item), item.candidate.label))
+    best = on_frontier([_figures(item) for item in ordered])
+    return tuple(_plan(i, item, front) for i, (item, front) in enumerate(zip(ordered, best, strict=True), 1))
+
+
+def _plan(number: int, found: Found, front: bool) -> Plan:
+    deployment = found.candidate.deployment(found.replicas)
+    return Plan(
+        rank=number,
+        label=f"{found.replicas} × {found.candidate.label}",
+        deployment=deployment,
+        devices=deployment.devices,
+        usd_per_hour=found.usd_per_hour,
+        summary=found.summary,
+        outcome=found.outcome,
+        usd_by_part=_parts(found),
+        frontier=front,
+    )
+
+
+def _parts(found: Found) -> dict[str, float]:
+    """Return dollars per hour of devices while they compute and while they idle."""
+    summary: Mapping[str, Any] = found.summary
+    busy = min(1.0, float(summary["utilisation"])) * found.usd_per_hour
+    return {"devices working": busy, "devices idle": found.usd_per_hour - busy}

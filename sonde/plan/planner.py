@@ -1,0 +1,124 @@
+"""`plan`: from a scenario to the deployments that hold, what they cost, and why the others fail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sonde.cost.table import Engine
+from sonde.deployment.scenario import Scenario
+from sonde.metrics import Objective, Outcome
+from sonde.plan.bounds import Need, dollars_needed
+from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
+from sonde.plan.demand import Demand, demand
+from sonde.plan.frontier import rank
+from sonde.plan.result import PlanResult
+from sonde.plan.sweep import Evaluate, Progress, Sweep
+from sonde.units import show
+from sonde.workload.requests import Requests
+
+SEED = 0  # of routing policies that draw: two fleets differ in their replicas alone
+
+
+def plan(
+    scenario: Scenario | str | Path | Mapping[str, Any],
+    *,
+    trace: Requests | str | Path | None = None,
+    progress: Progress | None = None,
+) -> PlanResult:
+    """Return every deployment that holds the objectives of `scenario`, ranked by dollars, and why others do not.
+
+    `trace` (columns or a file) takes the place of the scenario's workload. `progress` is called with the
+    candidates done, all candidates, and a few words. KeyboardInterrupt ends the search; what was found by then
+    is returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
+    """
+    from sonde.catalogue.models import model as find
+    from sonde.deployment.load import load_scenario, objectives
+
+    start = time.perf_counter()
+    question = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    if isinstance(trace, (str, Path)):
+        workload = question.workload.model_copy(update={"trace": str(trace), "profile": None, "rate": None})
+        question = question.model_copy(update={"workload": workload})
+    goals = tuple(objectives(question))
+    model = find(question.model)
+    asked = Demand(trace, ()) if isinstance(trace, tuple) else demand(question.workload, model)
+    candidates = enumerate_candidates(model, question)
+    sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
+    interrupted = sweep.run(candidates.kept, progress)
+    bound, need = dollars_needed(cheapest_engines(candidates.kept), asked.requests, goals)
+    plans = rank(sweep.found)
+    return PlanResult(
+        scenario=question,
+        requests=asked.requests,
+        objectives=goals,
+        plans=plans,
+        rejected=(*candidates.rejected, *sorted(sweep.rejected, key=lambda item: item.label)),
+        bound_usd_per_hour=bound,
+        bound_reason=_bound_reason(need, len(candidates.kept)),
+        candidates=sweep.simulated,
+        requests_simulated=sweep.requests_simulated,
+        simulations=sweep.simulations,
+        elapsed_s=time.perf_counter() - start,
+        interrupted=interrupted,
+        best_failing="" if plans else _best_failing(sweep, candidates),
+        notes=(*asked.notes, *_notes(candidates)),
+    )
+
+
+def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
+    """Return the function that simulates `trace` on a number of replicas of a candidate."""
+    from sonde.sim.engine import run
+
+    def evaluate(candidate: Candidate, replicas: int, stop_early: bool) -> Outcome:
+        fleet = [(candidate.engine, replicas)]
+        return run(trace, fleet, routing=candidate.routing, seed=SEED, objectives=goals, stop_early=stop_early)
+
+    return evaluate
+
+
+def cheapest_engines(candidates: Sequence[Candidate]) -> list[Engine]:
+    """Return one engine for each family, with the largest batch and memory of any in it, for a bound on all."""
+    largest: dict[tuple[object, ...], Engine] = {}
+    for candidate in candidates:
+        engine, known = candidate.engine, largest.get(candidate.family)
+        if known is None:
+            largest[candidate.family] = engine
+            continue
+        room = max(engine.memory.capacity_bytes, known.memory.capacity_bytes)
+        widest = max(engine, known, key=lambda item: (item.max_batch, item.token_budget))
+        largest[candidate.family] = widest._replace(memory=widest.memory._replace(capacity_bytes=room))
+    return list(largest.values())
+
+
+def _bound_reason(need: Need | None, candidates: int) -> str:
+    if not candidates:
+        return "no candidate fits the hardware"
+    if need is None:
+        return "the objectives set no deadline: one replica of the cheapest kind"
+    window = need.peak
+    return (
+        f"{window.last - window.first + 1:,} requests from {show(window.start_s, 'time')} on must be served by "
+        f"{show(window.end_s, 'time')} ({need.promise.name}), at the least price of each over all kinds of replica"
+    )
+
+
+def _best_failing(sweep: Sweep, candidates: Candidates) -> str:
+    if sweep.best is not None:
+        return f"the best that was reached: {sweep.best[1]}"
+    if candidates.rejected:
+        first = candidates.rejected[0]
+        return f"no candidate could be built; {first.label}: {first.reason}"
+    return "nothing was tried"
+
+
+def _notes(candidates: Candidates) -> list[str]:
+    notes = []
+    if candidates.merged:
+        notes.append(f"{candidates.merged:,} candidates equal another in every number and were not tried twice.")
+    free = sorted({item.hardware.device.name for item in candidates.kept if item.hardware.usd_per_hour == 0})
+    if free:
+        notes.append(f"No price by the hour is known for {', '.join(free)}: they count as free.")
+    return notes
