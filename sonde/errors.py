@@ -17,15 +17,29 @@ class SondeError(Exception):
     exit_code = 1
 
 
+class _Missing:
+    """Stands for the value of a key that is not there."""
+
+    def __repr__(self) -> str:
+        return "(missing)"
+
+
+MISSING = _Missing()
+
+
 class InputError(SondeError):
-    """Bad input: where it is, what it is, what is allowed, and what would follow from it."""
+    """Bad input: where it is, what it is, what is allowed, and what would follow from it.
+
+    `path` names the value inside what was given; `where`, if known, is its file and line.
+    """
 
     exit_code = 2
 
-    def __init__(self, path: str, value: object, allowed: str, consequence: str = "") -> None:
-        self.path, self.value, self.allowed, self.consequence = path, value, allowed, consequence
+    def __init__(self, path: str, value: object, allowed: str, consequence: str = "", *, where: str = "") -> None:
+        self.path, self.value, self.allowed, self.consequence, self.where = path, value, allowed, consequence, where
+        head = f"{where}: " if where else ""
         tail = f"; {consequence}" if consequence else ""
-        super().__init__(f"{path} = {value!r}: {allowed}{tail}")
+        super().__init__(f"{head}{path} = {value!r}: {allowed}{tail}")
 
 
 class CannotError(SondeError):

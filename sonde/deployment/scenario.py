@@ -5,54 +5,80 @@
     objectives: {ttft: 500 ms, tpot: {p99: 50 ms}}
     hardware: [{device: h100-sxm, max: 16}, {device: l40s}]
 
-`load` reads it; what is wrong in it is reported with its path, value and what is allowed.
+`load_scenario` reads it; what is wrong in it is reported with its path, value and what is allowed.
 """
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Literal, Self
 
-from sonde.deployment.tree import Choice, Precision
+from pydantic import Field, model_validator
+
+from sonde.deployment.tree import Choice, Precision, refuse, repeated
+
+#: limits by metric: one limit is of p99, or a limit for each of several quantiles
+Limits = str | float | dict[str, str | float]
+Several = Annotated[int, Field(ge=1)]
 
 
 class WorkloadChoice(Choice):
     """Where requests come from: exactly one of a trace file or a profile (by name or file)."""
 
-    trace: str | None = None
-    profile: str | None = None
+    trace: str | None = Field(default=None, min_length=1)
+    profile: str | None = Field(default=None, min_length=1)
     rate: str | float | None = None  # mean requests per second; the trace's own where absent
     duration: str | float | None = None  # of generated traffic; of a trace, the part that is used
     requests: int | None = Field(default=None, ge=1)  # at most so many
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.trace is None) == (self.profile is None):
+            given = "both" if self.trace else "neither"
+            refuse("trace", given, "needs exactly one of `trace` (a file) and `profile` (a name or a file)")
+        return self
 
 
 class HardwareChoice(Choice):
     """A kind of device that may be used, at most `max` of them; price as the catalogue has it unless given."""
 
-    device: str
-    max: int = Field(default=64, ge=1)
+    device: str = Field(min_length=1)
+    max: int = Field(default=64, ge=1, le=1_000_000)
     price: str | float | None = None
-    purchase: str = "on-demand"
+    purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
 
 
 class SearchChoice(Choice):
     """What the planner may vary; every list is tried in full. None: what the device can do."""
 
-    tensor_parallel: tuple[int, ...] = (1, 2, 4, 8)
-    pipeline_parallel: tuple[int, ...] = (1,)
-    weights: tuple[Precision, ...] | None = None
-    kv_cache: tuple[Precision, ...] | None = None
-    batching: tuple[str, ...] = ("chunked",)
-    token_budget: tuple[int, ...] = (512, 2048, 8192)
-    max_batch: tuple[int, ...] = (64, 256)
-    routing: tuple[str, ...] = ("least-outstanding",)
+    tensor_parallel: tuple[Several, ...] = Field(default=(1, 2, 4, 8), min_length=1)
+    pipeline_parallel: tuple[Several, ...] = Field(default=(1,), min_length=1)
+    weights: tuple[Precision, ...] | None = Field(default=None, min_length=1)
+    kv_cache: tuple[Precision, ...] | None = Field(default=None, min_length=1)
+    batching: tuple[str, ...] = Field(default=("chunked",), min_length=1)
+    token_budget: tuple[Several, ...] = Field(default=(512, 2048, 8192), min_length=1)
+    max_batch: tuple[Several, ...] = Field(default=(64, 256), min_length=1)
+    routing: tuple[str, ...] = Field(default=("least-outstanding",), min_length=1)
+
+    @model_validator(mode="after")
+    def _nothing_twice(self) -> Self:
+        for name in type(self).model_fields:
+            for value in repeated(getattr(self, name) or ()):
+                refuse(name, value, "is there twice", "the same candidates would be simulated twice")
+        return self
 
 
 class Scenario(Choice):
     """A question to `plan`. `objectives` maps ttft, tpot, e2e or itl to a limit, or to {quantile: limit}."""
 
-    model: str
+    model: str = Field(min_length=1)
     workload: WorkloadChoice
-    objectives: dict[str, str | float | dict[str, str | float]]
+    objectives: dict[str, Limits] = Field(min_length=1)
     hardware: tuple[HardwareChoice, ...] = Field(min_length=1)
     search: SearchChoice = SearchChoice()
+
+    @model_validator(mode="after")
+    def _every_kind_once(self) -> Self:
+        for device, purchase in repeated((kind.device.lower(), kind.purchase) for kind in self.hardware):  # type: ignore[misc]
+            refuse("hardware", f"{device} ({purchase})", "is there twice", "add up their `max` in one entry")
+        return self

@@ -7,9 +7,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Literal, NoReturn, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from sonde.errors import InputError
+from sonde.units import parse
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
 
@@ -17,7 +23,32 @@ Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp
 class Choice(BaseModel):
     """Base of every node: frozen, and a key that it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def refuse(field: str, value: object, allowed: str, consequence: str = "") -> NoReturn:
+    """Raise what a validator raises: `field` is relative to its node; `load` turns it into an InputError."""
+    raise PydanticCustomError(
+        "refused",
+        "{field} = {value}: {allowed}",
+        {"field": field, "value": value, "allowed": allowed, "consequence": consequence},
+    )
+
+
+def _dollars(value: object) -> object:
+    """Return dollars per hour for a price in words, such as "$2.10/h", and anything else as it is."""
+    try:
+        return parse(value, "price", zero=True) if isinstance(value, str) else value
+    except InputError as error:
+        refuse("", value, error.allowed, error.consequence)
+
+
+Dollars = Annotated[float, BeforeValidator(_dollars), Field(ge=0)]
+
+
+def repeated(values: Iterable[object]) -> list[object]:
+    """Return the values that are there more than once."""
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 class Batching(Choice):
@@ -27,7 +58,7 @@ class Batching(Choice):
                  "module:function" of your own
     """
 
-    policy: str = "chunked"
+    policy: str = Field(default="chunked", min_length=1)
     max_batch: int = Field(default=256, ge=1, le=8192)  # sequences that run at once
     token_budget: int = Field(default=2048, ge=1, le=1_048_576)  # tokens in one step
     preemption: Literal["recompute", "swap"] = "recompute"
@@ -36,8 +67,8 @@ class Batching(Choice):
 class Replica(Choice):
     """One engine: a model on tensor · pipeline · data devices, and the precision of what it holds."""
 
-    model: str
-    device: str
+    model: str = Field(min_length=1)
+    device: str = Field(min_length=1)
     tensor_parallel: int = Field(default=1, ge=1)
     pipeline_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)  # attention ranks that share the experts of one engine
@@ -54,32 +85,51 @@ class Replica(Choice):
         """Return how many devices one replica takes."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
+    @model_validator(mode="after")
+    def _experts_divide_ranks(self) -> Self:
+        ranks = self.tensor_parallel * self.data_parallel
+        if ranks % self.expert_parallel:
+            allowed = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+            refuse(
+                "expert_parallel",
+                self.expert_parallel,
+                f"must divide tensor_parallel × data_parallel = {ranks}: {allowed}",
+                "some ranks would hold no experts",
+            )
+        return self
+
 
 class Pool(Choice):
     """`replicas` equal replicas."""
 
-    name: str = "pool"
+    name: str = Field(default="pool", min_length=1, max_length=100)
     replicas: int = Field(default=1, ge=1, le=100_000)
     replica: Replica
     purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
-    usd_per_device_hour: float | None = Field(default=None, ge=0)  # in place of the catalogue's price
+    usd_per_device_hour: Dollars | None = None  # in place of the catalogue's price
 
 
 class Site(Choice):
     """A place with power and a price for it; `carbon_g_per_kwh` and `pue` scale the energy drawn."""
 
-    name: str = "site"
+    name: str = Field(default="site", min_length=1, max_length=100)
     pools: tuple[Pool, ...] = Field(min_length=1)
     pue: float = Field(default=1.2, ge=1, le=5)
     carbon_g_per_kwh: float = Field(default=400.0, ge=0)
     usd_per_kwh: float = Field(default=0.0, ge=0)  # 0: power is in the devices' hourly price
+
+    @model_validator(mode="after")
+    def _pools_have_names_of_their_own(self) -> Self:
+        for name in repeated(pool.name for pool in self.pools):
+            refuse("pools", name, "two pools have this name", "what they did could not be told apart; give each a name")
+        return self
 
 
 class Routing(Choice):
     """How requests find a replica: "random", "round-robin", "least-outstanding", "least-tokens",
     "power-of-two", "session", or "module:function" of your own."""
 
-    policy: str = "least-outstanding"
+    policy: str = Field(default="least-outstanding", min_length=1)
 
 
 class Deployment(Choice):
@@ -87,6 +137,12 @@ class Deployment(Choice):
 
     sites: tuple[Site, ...] = Field(min_length=1)
     routing: Routing = Routing()
+
+    @model_validator(mode="after")
+    def _sites_have_names_of_their_own(self) -> Self:
+        for name in repeated(site.name for site in self.sites):
+            refuse("sites", name, "two sites have this name", "what they did could not be told apart; give each a name")
+        return self
 
     @property
     def pools(self) -> tuple[Pool, ...]:
