@@ -12,8 +12,9 @@ from typing import Any
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio",
 )  # fmt: skip
 
 
@@ -44,6 +45,8 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=self.service)
         self.driver.set_page_load_timeout(30)
         self.driver.set_script_timeout(30)
+        self.driver.get("about:blank")
+        self.complaints(), self.requests()  # what the browser's own first tab did
 
     def close(self) -> None:
         """End the browser and its driver, whatever state they are in."""

@@ -27,7 +27,12 @@ def draw_requests(n: int = 2000, seed: int = 0, span_s: float = 1800.0) -> Reque
 
 
 def draw_outcome(
-    trace: Requests, slow: float = 1.0, replicas: int = 2, usd_per_hour: float = 5.98, seed: int = 1, unfinished: int = 0
+    trace: Requests,
+    slow: float = 1.0,
+    replicas: int = 2,
+    usd_per_hour: float = 5.98,
+    seed: int = 1,
+    unfinished: int = 0,
 ) -> Outcome:
     """Return an outcome of `trace` whose latencies are `slow` times those of a brisk engine."""
     rng = np.random.default_rng(seed)

@@ -22,9 +22,9 @@ Figure = dict[str, Any]
 Floats = NDArray[np.float64]
 
 #: points of a distribution: dense where the tail is
-_RANKS: Floats = np.concatenate([np.linspace(0, 0.9, 91), 1 - np.geomspace(0.1, 1e-4, 61)[1:]])
+_RANKS: Floats = np.concatenate([np.linspace(0, 0.9, 181), 1 - np.geomspace(0.1, 1e-4, 61)[1:], [1.0]])
 _SPANS = 240  # points of a timeline at most
-_ITL_GROUP = 4  # bins of the ITL histogram drawn as one: 16 per octave, each about 4 % wide
+_ITL_STEPS = 16  # bars of the ITL histogram in an octave: each is 4.4 % wide
 
 
 def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Sequence[Objective]) -> Figure:
@@ -64,16 +64,21 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
     layout["xaxis"] |= {"title": _title(f"p99 {_name(metric)}, {unit}"), "rangemode": "tozero"}
     layout["yaxis"] |= {"title": _title("dollars per hour"), "tickprefix": "$", "rangemode": "tozero"}
     layout["margin"] |= {"l": 56, "b": 48, "t": 16}
-    if bound > 0 and float(np.max(usd, initial=bound)) > 15 * bound:
-        layout["yaxis"] |= {"type": "log", "rangemode": "normal", "dtick": "D1"}
-    level = float(np.log10(bound)) if layout["yaxis"].get("type") == "log" else bound
+    level = bound
+    if bound > 0 and (dearest := float(np.max(usd, initial=bound))) > 15 * bound:
+        layout["yaxis"] |= _log_axis(0.7 * bound, 1.3 * dearest, "$")
+        level = float(np.log10(bound))
     layout["shapes"].append(_line("h", bound, "var(--good)", "dash"))
     layout["annotations"].append(
-        _note(f"no plan can cost less: {show(bound, 'price')}", "var(--good)", x=1, y=level, xref="paper", xanchor="right",
-              yanchor="top")
+        _note(f"no plan can cost less: {show(bound, 'price')}", "var(--good)", x=1, y=level, xref="paper",
+              xanchor="right", yanchor="top", yshift=-2)
     )  # fmt: skip
     for objective in objectives:
-        if objective.metric == metric and objective.quantile == 0.99 and objective.limit_s <= 1.6 * np.max(x, initial=0):
+        if (
+            objective.metric == metric
+            and objective.quantile == 0.99
+            and objective.limit_s <= 1.6 * np.max(x, initial=0)
+        ):
             layout["shapes"].append(_line("v", scale * objective.limit_s, "var(--limit)", "dot"))
             layout["annotations"].append(
                 _note("objective", "var(--limit)", x=scale * objective.limit_s, y=1, yref="paper", xanchor="right",
@@ -89,15 +94,18 @@ def distribution(outcome: Outcome, metric: Metric, objectives: Sequence[Objectiv
         values = values[outcome.requests.output_tokens > 1]
     done = values[np.isfinite(values) & (values > 0)]
     share = len(done) / max(len(values), 1)
-    times = np.quantile(done, _RANKS) if len(done) else np.empty(0)
-    unit, scale = _time_unit(float(times[-1]) if len(done) else 1.0)
+    times = np.quantile(done, _RANKS) if len(done) else np.array([1e-3, 1.0])
+    ranks = 100 * share * _RANKS if len(done) else np.zeros(2)
+    limits = [objective.limit_s for objective in objectives if objective.metric == metric]
+    low, high = min([times[2] if len(done) else times[0], *limits]) / 1.1, 1.1 * max([times[-1], *limits])
+    unit, scale = _time_unit(float(times[-1]))
     data = [{
-        "type": "scatter", "mode": "lines", "x": _clean(scale * times), "y": _clean(100 * share * _RANKS[: len(times)]),
-        "line": {"color": "var(--accent)", "width": 2}, "fill": "tozeroy", "fillcolor": "var(--wash)",
-        "hovertemplate": f"%{{y:.1f}} % within %{{x:.3~g}} {unit}<extra></extra>",
+        "type": "scatter", "mode": "lines", "x": _clean(scale * np.append(times, high)),
+        "y": _clean(np.append(ranks, ranks[-1])), "line": {"color": "var(--accent)", "width": 2}, "fill": "tozeroy",
+        "fillcolor": "var(--wash)", "hovertemplate": f"%{{y:.1f}} % within %{{x:.3~g}} {unit}<extra></extra>",
     }]  # fmt: skip
     layout = _layout(height=250)
-    layout["xaxis"] |= _log_axis(unit)
+    layout["xaxis"] |= _log_axis(scale * low, scale * high) | {"title": _title(unit)}
     layout["yaxis"] |= {"range": [0, 104], "ticksuffix": " %", "nticks": 6}
     for objective in objectives:
         if objective.metric == metric:
@@ -107,26 +115,31 @@ def distribution(outcome: Outcome, metric: Metric, objectives: Sequence[Objectiv
 
 def gaps(outcome: Outcome, objectives: Sequence[Objective]) -> Figure:
     """Return the histogram of gaps between successive tokens, on a log axis, with objectives on ITL drawn in."""
-    counts = outcome.itl_counts.reshape(-1, _ITL_GROUP).sum(axis=1)
-    edges = itl_edges()[::_ITL_GROUP]
-    held = np.flatnonzero(counts)
-    data: list[Figure] = []
-    unit, scale = "ms", 1e3
-    if len(held):
-        first, last = max(0, held[0] - 1), min(len(counts), held[-1] + 2)
-        unit, scale = _time_unit(outcome.quantile("itl", 0.99))
-        data.append({
-            "type": "scatter", "mode": "lines", "x": _clean(scale * edges[first:last]),
-            "y": _clean(100 * counts[first:last] / counts.sum()), "fill": "tozeroy", "fillcolor": "var(--wash)",
-            "line": {"color": "var(--accent)", "width": 1.5, "shape": "hv"},
-            "hovertemplate": f"%{{y:.2f}} % of gaps from %{{x:.3~g}} {unit}<extra></extra>",
-        })  # fmt: skip
     layout = _layout(height=250)
-    layout["xaxis"] |= _log_axis(unit)
     layout["yaxis"] |= {"ticksuffix": " %", "rangemode": "tozero", "nticks": 6}
+    total = int(outcome.itl_counts.sum())
+    if total == 0:
+        return {"data": [], "layout": layout}
+    limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]
+    held = np.flatnonzero(outcome.itl_counts)
+    edges = itl_edges()
+    first, last = (
+        np.floor(np.log2(edges[held[0]]) * _ITL_STEPS) - 1,
+        np.ceil(np.log2(edges[held[-1] + 1]) * _ITL_STEPS) + 1,
+    )
+    times = np.exp2(np.arange(first, last + 1) / _ITL_STEPS)
+    shares = np.diff(np.interp(times, edges, np.append(0, np.cumsum(outcome.itl_counts)))) / total
+    unit, scale = _time_unit(outcome.quantile("itl", 0.99))
+    data = [{
+        "type": "scatter", "mode": "lines", "x": _clean(scale * times[:-1]), "y": _clean(100 * shares),
+        "fill": "tozeroy", "fillcolor": "var(--wash)", "line": {"color": "var(--accent)", "width": 1.5, "shape": "hv"},
+        "hovertemplate": f"%{{y:.2f}} % of gaps from %{{x:.3~g}} {unit}<extra></extra>",
+    }]  # fmt: skip
+    ends = [times[0], times[-1], *limits]
+    layout["xaxis"] |= _log_axis(scale * min(ends), scale * 1.05 * max(ends)) | {"title": _title(unit)}
     for objective in objectives:
         if objective.metric == "itl":
-            layout["shapes"].append(_line("v", scale * objective.limit_s, "var(--limit)", "dot"))
+            _draw_limit(layout, objective, scale, above=True)
     return {"data": data, "layout": layout}
 
 
@@ -136,7 +149,7 @@ def load(outcome: Outcome) -> Figure:
     k = len(line.busy_s)
     step = max(1, -(-k // _SPANS))
     width = line.width_s
-    starts = width * np.arange(0, k, step)
+    starts: Floats = width * np.arange(0, k, step, dtype=np.float64)
     unit, scale = ("min", 1 / 60) if k * width >= 300 else ("s", 1.0)
     arrivals = np.histogram(outcome.arrival_s, bins=np.append(starts, k * width))[0] if k else np.empty(0)
     spans = np.diff(np.append(starts, k * width))
@@ -148,17 +161,27 @@ def load(outcome: Outcome) -> Figure:
         ("busy, %", [("busy", "var(--accent)", 100 * _coarse(line.busy_s, step) / max(width * replicas, 1e-12))]),
         ("KV memory, %", [("KV", "var(--accent)", 100 * _coarse(line.kv_bytes, step) / max(capacity, 1.0))]),
     ]  # fmt: skip
-    layout = _layout(height=540)
+    layout = _layout(height=520)
+    layout["margin"]["t"] = 24
     del layout["yaxis"]
     data: list[Figure] = []
     for row, (title, series) in enumerate(panels):
         axis = "" if row == 0 else str(row + 1)
-        top = 1 - row / 4
-        layout[f"yaxis{axis}"] = _axis() | {"domain": [top - 0.19, top - 0.035], "nticks": 4, "rangemode": "tozero"}
+        bottom = 0.27 * (3 - row)
+        layout[f"yaxis{axis}"] = _axis() | {"domain": [bottom, bottom + 0.155], "nticks": 4, "rangemode": "tozero"}
         if "%" in title:
             layout[f"yaxis{axis}"] |= {"range": [0, 104], "dtick": 50}
         layout["annotations"].append(
-            _note(title, "var(--muted)", x=0, y=top, xref="paper", yref="paper", xanchor="left", yanchor="top")
+            _note(
+                title,
+                "var(--muted)",
+                x=0,
+                y=bottom + 0.16,
+                xref="paper",
+                yref="paper",
+                xanchor="left",
+                yanchor="bottom",
+            )
         )
         for name, colour, values in series:
             data.append({
@@ -170,7 +193,7 @@ def load(outcome: Outcome) -> Figure:
             })  # fmt: skip
     layout["xaxis"] |= {"title": _title(f"{unit} since the start"), "anchor": "y4", "rangemode": "tozero"}
     layout |= {
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 0.757, "yanchor": "top", "font": {"size": 12}},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 0.69, "yanchor": "bottom"},
         "hovermode": "x", "showlegend": True,
     }  # fmt: skip
     return {"data": data, "layout": layout}
@@ -193,18 +216,24 @@ def _staircase(x: Floats, usd: Floats) -> NDArray[np.intp]:
 
 def _draw_objective(data: list[Figure], layout: Figure, objective: Objective, scale: float, reached: float) -> None:
     """Draw the limit as a line, and what was reached at its quantile as a point."""
-    limit = scale * objective.limit_s
-    layout["shapes"].append(_line("v", limit, "var(--limit)", "dot"))
-    layout["annotations"].append(
-        _note(f"{objective.label} ≤ {seconds(objective.limit_s)}", "var(--limit)", x=float(np.log10(limit)), y=0.06,
-              yref="paper", xanchor="right", yanchor="bottom", textangle=-90)
-    )  # fmt: skip
+    _draw_limit(layout, objective, scale, above=reached > objective.limit_s)
     if np.isfinite(reached) and reached > 0:
         data.append({
             "type": "scatter", "mode": "markers", "x": [scale * reached], "y": [100 * objective.quantile],
             "marker": {"size": 9, "color": "var(--accent)", "line": {"color": "var(--panel)", "width": 1.5}},
             "hovertemplate": f"{objective.label} {seconds(reached)}<extra></extra>",
         })  # fmt: skip
+
+
+def _draw_limit(layout: Figure, objective: Objective, scale: float, *, above: bool) -> None:
+    """Draw the limit as an upright line on a log axis, its name along it at the end that the curve leaves free."""
+    limit = scale * objective.limit_s
+    layout["shapes"].append(_line("v", limit, "var(--limit)", "dot"))
+    layout["annotations"].append(
+        _note(f"{objective.label} ≤ {seconds(objective.limit_s)}", "var(--limit)", x=float(np.log10(limit)),
+              y=0.97 if above else 0.05, yref="paper", xanchor="right", yanchor="top" if above else "bottom",
+              textangle=-90)
+    )  # fmt: skip
 
 
 def _coarse(values: Floats, step: int) -> Floats:
@@ -234,8 +263,18 @@ def _title(text: str) -> Figure:
     return {"text": text, "font": {"size": 12}, "standoff": 8}
 
 
-def _log_axis(unit: str) -> Figure:
-    return {"type": "log", "title": _title(unit), "dtick": "D2", "minor": {"showgrid": False}}
+def _log_axis(low: float, high: float, prefix: str = "") -> Figure:
+    """Return a log axis from `low` to `high`, with a handful of round numbers written out."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    chosen: list[float] = []
+    for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        chosen = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
+        if len(chosen) >= 4:
+            break
+    return {
+        "type": "log", "range": [float(np.log10(low)), float(np.log10(high))], "tickmode": "array", "tickvals": chosen,
+        "ticktext": [f"{prefix}{value:,.6g}" for value in chosen],
+    }  # fmt: skip
 
 
 def _layout(height: int) -> Figure:

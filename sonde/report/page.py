@@ -89,6 +89,10 @@ def coloured_yaml(source: str) -> Markup:
     return Markup("\n").join(lines)
 
 
+def _price(value: float) -> str:
+    return show(value, "price")
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -99,7 +103,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "price": lambda value: show(value, "price"),
+        "price": _price,
         "seconds": text.seconds,
         "percent": text.percent,
         "whole": text.whole,

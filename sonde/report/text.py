@@ -29,7 +29,10 @@ CONSTRAINTS: dict[str, str] = {
     "e2e": "Answer too late",
     "itl": "Gaps between tokens too long",
     "devices": "Needs more devices than allowed",
-    "cost": "Cannot be cheaper than a plan that holds",
+    "kv-memory": "Requests do not fit the KV memory",
+    "parallelism": "Parallelism does not divide the model",
+    "precision": "Precision that the device lacks",
+    "cost": "Cannot beat a plan that holds",
     "throughput": "Cannot keep up with the traffic",
 }
 
@@ -62,11 +65,11 @@ def joules(value: float) -> str:
 
 
 def usd(value: float) -> str:
-    """Return dollars: whole cents from one dollar up, three significant digits below."""
+    """Return dollars: whole from a thousand up, cents from one up, three significant digits below."""
     if not math.isfinite(value):
         return "-"
     if value == 0 or abs(value) >= 0.995:
-        return f"${value:,.2f}" if abs(value) < 9999.5 else f"${value:,.0f}"
+        return f"${value:,.2f}" if abs(value) < 999.5 else f"${value:,.0f}"
     return f"${value:#.3g}"
 
 

@@ -1,0 +1,215 @@
+"""Tables for the terminal, as rich renderables. They drop their least needed columns where there is no room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from sonde.metrics import QUANTILES, Objective, Outcome
+from sonde.plan.result import PlanResult
+from sonde.report import text
+from sonde.units import show
+
+GOOD, BAD, FAINT = "green", "red", "dim"
+WORDS = 42  # characters that a column of words gets before others have to go
+
+
+class Column(NamedTuple):
+    """A column of a table: its heading and cells. Columns of the highest `rank` are dropped first; 0 stays."""
+
+    head: str
+    cells: Sequence[str | Text]
+    rank: int = 0
+    words: bool = False  # text, set left and folded where it is long; else a figure, set right and never folded
+
+
+class Fitted:
+    """A table that holds as many of its columns as the console has room for."""
+
+    def __init__(self, title: str, columns: Sequence[Column], foot: Sequence[str] = (), strong: int = -1) -> None:
+        self.title, self.columns, self.foot, self.strong = title, tuple(columns), tuple(foot), strong
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        kept = list(self.columns)
+        while self._needs(kept) > options.max_width and any(column.rank for column in kept):
+            kept.remove(max(reversed(kept), key=lambda column: column.rank))
+        yield self._table(kept)
+        for line in self.foot:
+            yield Padding(Text(line, style=FAINT), (0, 0, 0, 1))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        least = self._needs([column for column in self.columns if not column.rank])
+        return Measurement(min(least, options.max_width), options.max_width)
+
+    def _needs(self, columns: Sequence[Column]) -> int:
+        """Return the width that keeps figures whole and gives words `WORDS` characters or what they need."""
+        width = 2
+        for column in columns:
+            widest = max(map(_width, [column.head, *column.cells]))
+            width += 2 + (min(widest, WORDS) if column.words else widest)
+        return width
+
+    def _table(self, columns: Sequence[Column]) -> Table:
+        table = Table(title=Text(self.title) if self.title else None, title_justify="left", title_style="bold",
+                      box=SIMPLE_HEAD, pad_edge=False, header_style=FAINT)  # fmt: skip
+        for column in columns:
+            if column.words:
+                table.add_column(Text(column.head), overflow="fold")
+            else:
+                table.add_column(Text(column.head), justify="right", no_wrap=True)
+        for i, cells in enumerate(zip(*(column.cells for column in columns), strict=True)):
+            table.add_row(*(_as_text(cell) for cell in cells), style="bold" if i == self.strong else None)
+        return table
+
+
+def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
+    """Return the `top` cheapest plans that hold, ranked, with the bound beneath; words alone where none holds."""
+    if not result.plans:
+        best = f" The best that was reached: {result.best_failing}" if result.best_failing else ""
+        return Text(f"No deployment on the hardware allowed holds every objective.{best}", style=BAD)
+    plans = result.plans[:top]
+    bound = result.bound_usd_per_hour
+    columns = [
+        Column("#", [str(plan.rank) for plan in plans]),
+        Column("deployment", [plan.label for plan in plans], words=True),
+        Column("cost", [show(plan.usd_per_hour, "price") for plan in plans]),
+        Column("× bound", [f"{plan.usd_per_hour / bound:.2f}" if bound > 0 else "-" for plan in plans], 3),
+    ]
+    limits = list(result.objectives)
+    if not any(objective.metric == "e2e" for objective in limits):
+        limits.append(Objective("e2e", 0.99, float("inf")))
+    for i, objective in enumerate(limits):
+        values = [text.objective_value(objective, plan.outcome, plan.summary) for plan in plans]
+        columns.append(Column(_short(objective), [text.seconds(value) for value in values], 1 if i < 2 else 2))
+    columns += [
+        Column("$/M tokens", [text.usd(text.figure(plan.summary, "usd_per_million_tokens")) for plan in plans], 4),
+        Column("J/token", [text.joules(text.figure(plan.summary, "joules_per_token")) for plan in plans], 5),
+        Column("busy", [text.percent(text.figure(plan.summary, "utilisation")) for plan in plans], 6),
+    ]
+    return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans)), strong=0)
+
+
+def rejection_table(result: PlanResult, top: int = 10) -> RenderableType:
+    """Return why candidates fail: a row a constraint with its count and an example, the commonest `top` of them."""
+    groups = text.grouped(result.rejected)
+    if not groups:
+        return Text("No candidate was turned down.", style=FAINT)
+    shown = list(groups.items())[:top]
+    columns = [
+        Column("candidates", [text.whole(len(group)) for _, group in shown]),
+        Column("what binds", [text.constraint_title(constraint) for constraint, _ in shown], words=True),
+        Column("for instance", [f"{group[0].label}: {group[0].reason}" for _, group in shown], words=True),
+    ]
+    left = len(groups) - len(shown)
+    foot = [f"{left} more kinds are in the report."] if left else []
+    return Fitted(f"Why others fail ({len(result.rejected)})", columns, foot)
+
+
+def outcome_table(outcome: Outcome, objectives: Sequence[Objective] = ()) -> RenderableType:
+    """Return one run in figures: latencies, objectives kept and missed, rates, memory, energy, dollars."""
+    summary = outcome.summary(tuple(objectives))
+    names = [text.METRIC_NAMES[metric][0] for metric in text.METRICS]
+    columns = [Column("latency", names, words=True)] + [
+        Column(name, [text.seconds(text.latency(summary, metric, name)) for metric in text.METRICS])
+        for name in QUANTILES
+    ]
+    parts: list[RenderableType] = [Fitted(f"{outcome.requests.n:,} requests, {outcome.completed:,} completed", columns)]
+    if objectives:
+        bars = text.bars(objectives, outcome, summary)
+        parts.append(
+            Fitted("", [
+                Column("objective", [bar.objective.label for bar in bars], words=True),
+                Column("reached", [Text(text.seconds(bar.value), GOOD if bar.holds else BAD) for bar in bars]),
+                Column("limit", [text.seconds(bar.objective.limit_s) for bar in bars]),
+                Column("", [Text("kept", GOOD) if bar.holds else Text("missed", BAD) for bar in bars]),
+            ])
+        )  # fmt: skip
+    parts.append(_facts(outcome, summary, bool(objectives)))
+    if outcome.aborted:
+        parts.append(Text(" Stopped early, for an objective could no longer be met: figures are of a part.", style=BAD))
+    return Group(*parts)
+
+
+def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> RenderableType:
+    """Return rows of any kind as a table, a column a key (of the first row, then of later ones as they come).
+
+    Numbers are set right, with three significant digits and a fourth where it is there to see; what has no
+    value is left empty. Later columns make room first, the first one always stays.
+    """
+    if not rows:
+        return Text(f"{title}: nothing to show" if title else "nothing to show", style=FAINT)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = []
+    for i, key in enumerate(keys):
+        values = [row.get(key) for row in rows]
+        words = any(isinstance(value, str) for value in values)
+        columns.append(Column(key.replace("_", " "), [_plain(value) for value in values], i, words))
+    return Fitted(title, columns)
+
+
+def _plan_foot(result: PlanResult, shown: int) -> list[str]:
+    saving = text.gap(result.plans[0], result.bound_usd_per_hour)
+    lines = [f"{len(result.plans) - shown} more plans are in the report."] if len(result.plans) > shown else []
+    if result.bound_usd_per_hour > 0:
+        why = f": {result.bound_reason}" if result.bound_reason else ""
+        lines.append(
+            f"Lower bound {show(result.bound_usd_per_hour, 'price')} (at most {text.percent(saving)} left to save){why}"
+        )
+    lines.append(
+        f"{result.candidates:,} candidates, {result.simulations:,} simulations "
+        f"of {result.requests_simulated:,} requests in {text.seconds(result.elapsed_s)}"
+    )
+    return lines + list(result.notes)
+
+
+def _facts(outcome: Outcome, summary: Mapping[str, object], judged: bool) -> RenderableType:
+    number = {key: text.figure(summary, key) for key in summary}
+    million = text.usd(number["usd_per_million_tokens"])
+    rows = [
+        ("throughput", f"{show(number['tokens_per_s'], 'rate')} output tokens"),
+        ("busy", text.percent(number["utilisation"])),
+        ("peak KV memory", text.percent(number["peak_kv"])),
+        ("preemptions", text.whole(number["preemptions"])),
+        ("refused", text.whole(number["refused"])),
+        ("energy", f"{text.joules(number['energy_j'])}, {text.joules(number['joules_per_token'])} per output token"),
+        ("cost", f"{show(outcome.usd_per_hour, 'price')}, {million} per million tokens"),
+        ("simulated", f"{text.whole(number['steps'])} steps in {text.seconds(outcome.simulation_s)}"),
+    ]  # fmt: skip
+    if judged:
+        goodput = show(number["goodput_requests_per_s"], "rate")
+        rows[1:1] = [("in time", f"{text.percent(number['attainment'])} of requests, {goodput}")]
+    grid = Table.grid(padding=(0, 2))
+    for name, value in rows:
+        grid.add_row(Text(f" {name}", style=FAINT), Text(value))
+    return grid
+
+
+def _short(objective: Objective) -> str:
+    return objective.label.replace("end to end", "e2e")
+
+
+def _plain(value: object) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+    return str(value)
+
+
+def _width(cell: str | Text) -> int:
+    return _as_text(cell).cell_len
+
+
+def _as_text(cell: str | Text) -> Text:
+    return cell if isinstance(cell, Text) else Text(cell)
