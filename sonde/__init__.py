@@ -78,13 +78,15 @@ def simulate(
 def plan(
     scenario: Scenario | str | Path | Mapping[str, Any],
     *,
+    trace: Requests | str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> PlanResult:
-    """Return the cheapest deployments that hold the objectives of `scenario`, ranked, and why others do not.
+    """Return every deployment that holds the objectives of `scenario`, the cheapest first, and why others do not.
 
-    `progress` is called with what is done, what there is to do, and a few words. KeyboardInterrupt ends the search
-    early: what was found by then is returned, marked `interrupted`.
+    `trace` (columns or a file) takes the place of the scenario's workload. `progress` is called with what is done,
+    what there is to do, and a few words. KeyboardInterrupt ends the search early: what was found by then is
+    returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
     """
     from sonde.plan import plan as search
 
-    return search(scenario, progress=progress)
+    return search(scenario, trace=trace, progress=progress)

@@ -16,7 +16,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 #: joined here so that this file does not hold what it looks for
 FORBIDDEN = {
-    "a path of one machine": re.compile("|".join(f"(?<![\\w.]){part}" for part in ("/ro" "ot/", "/wo" "rk/", "/ho" "me/"))),
+    "a path of one machine": re.compile("|".join(f"(?<![\\w.]){part}" for part in ("/root/", "/work/", "/home/"))),
     "a note to self": re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b"),
     "the number of an issue": re.compile(r"\b(?:[Ii]ssue|PR) #?\d+\b"),
 }

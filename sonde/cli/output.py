@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from sonde import units
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,35 +68,46 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, le
     console().print(sheet)
 
 
+#: how a key says what its number is in; an inner key has the unit of the key that it stands under
+_UNITS = (
+    (re.compile(r"bytes"), "bytes"), (re.compile(r"^bandwidth$"), "bandwidth"), (re.compile(r"^flops$"), "compute"),
+    (re.compile(r"parameters|flops_per_token|^elements"), "count"), (re.compile(r"usd_per_hour"), "price"),
+    (re.compile(r"_w$"), "power"), (re.compile(r"_s$"), "time"),
+)  # fmt: skip
+
+
 def fields(title: str, row: Mapping[str, object]) -> None:
-    """Print a mapping on stdout, a line for every leaf, inner keys indented under their own."""
+    """Print a mapping on stdout, a line for every leaf, inner keys indented under their own, units by their names."""
     click.echo(title)
-    flat = list(_leaves(row, "  "))
+    flat = list(_leaves(row, "  ", ""))
     width = max((len(key) for key, _ in flat), default=0)
     for key, value in flat:
         click.echo(f"{key:<{width}}  {value}".rstrip())
 
 
-def _leaves(row: Mapping[str, object], indent: str) -> Iterator[tuple[str, str]]:
+def _leaves(row: Mapping[str, object], indent: str, unit: str) -> Iterator[tuple[str, str]]:
     for key, value in row.items():
         items = plain(value)
+        own = next((name for pattern, name in _UNITS if pattern.search(key)), unit)
         if isinstance(items, list) and items and isinstance(items[0], dict):
-            items = {item.get("name", str(i)): item for i, item in enumerate(items)}
+            items = {str(item.get("name", i)): item for i, item in enumerate(items, 1)}
         if isinstance(items, dict):
             yield f"{indent}{key}", ""
-            yield from _leaves(items, indent + "  ")
+            yield from _leaves(items, indent + "  ", own)
         else:
-            yield f"{indent}{key}", _leaf(items)
+            yield f"{indent}{key}", _leaf(items, own)
 
 
-def _leaf(value: object) -> str:
+def _leaf(value: object, unit: str) -> str:
+    if isinstance(value, list):
+        return ", ".join(_leaf(item, unit) for item in value) or "-"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value.is_integer() or abs(value) >= 1e5 else f"{value:.6g}"
-    return ", ".join(_leaf(item) for item in value) if isinstance(value, list) else str(value)
+    if isinstance(value, (int, float)):
+        if unit:
+            return units.show(float(value), unit)
+        return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+    return str(value)
 
 
 @contextmanager

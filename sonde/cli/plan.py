@@ -10,13 +10,14 @@ import click
 from sonde.cli.output import console, emit, json_option, note, progress
 
 if TYPE_CHECKING:
-    from sonde.deployment.scenario import Scenario
     from sonde.plan.result import PlanResult
 
 
 @click.command()
 @click.argument("scenario", type=click.Path(path_type=Path))
-@click.option("--trace", type=click.Path(path_type=Path), help="Plan for this trace in place of the scenario's workload.")
+@click.option(
+    "--trace", type=click.Path(path_type=Path), help="Plan for this trace in place of the scenario's workload."
+)
 @click.option(
     "--report", default="report.html", show_default=True, type=click.Path(path_type=Path), help="Where the report goes."
 )
@@ -31,14 +32,10 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
     the others. Where nothing holds, the best that was reached is said and the exit code is 1. Ctrl-C ends the search
     and keeps what was found.
     """
-    from sonde.deployment.load import load_scenario
-    from sonde.plan import plan as search
+    from sonde.plan.planner import plan as search
 
-    question = load_scenario(scenario)
-    if trace is not None:
-        question = _with_trace(question, trace)
     with progress() as tell:
-        result = search(question, progress=tell)
+        result = search(scenario, trace=trace, progress=tell)
     if as_json:
         from sonde.cli.contract import of_result
 
@@ -50,11 +47,6 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
 
         note(f"report: {write_page(result, report)}")
     _end(result)
-
-
-def _with_trace(question: Scenario, trace: Path) -> Scenario:
-    workload = question.workload.model_copy(update={"trace": str(trace), "profile": None, "rate": None})
-    return question.model_copy(update={"workload": workload})
 
 
 def _show(result: PlanResult, top: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from sonde.catalogue.model import Model
 
 Row = dict[str, Any]
+PURCHASES = ("on-demand", "spot", "owned")
 KINDS = ("models", "devices", "profiles", "policies")
 
 
@@ -66,37 +68,20 @@ def listing(kind: str) -> list[Row]:
 
 def one(name: str) -> Row:
     """Return all that is known of one row. Raises InputError, with the nearest name, where there is none."""
+    from sonde.catalogue.describe import describe_model
     from sonde.catalogue.devices import device, device_names
     from sonde.catalogue.models import model, model_names
 
-    if name in device_names():
-        return _device_row(device(name))
+    for find in (lambda: dict(describe_model(model(name))), lambda: asdict(device(name))):
+        try:
+            return find()
+        except InputError as error:
+            if error.path not in ("model", "device") or name.endswith(".json"):
+                raise
     known = {row["name"]: row for kind in ("profiles", "policies") for row in listing(kind)}
-    if name in known:
-        return known[name]
-    if name in model_names() or name.endswith(".json") or "/" in name:
-        return model_row(model(name))
-    raise unknown("NAME", name, [*KINDS, *device_names(), *model_names(), *known])
-
-
-def model_row(model: Model) -> Row:
-    """Return a model with its parameters, the bytes of its caches, and the FLOP of a token."""
-    tables = model.embedding_parameters * (1 if model.tied_embeddings else 2)
-    return {
-        "name": model.name, "family": model.family, "layers": model.layers, "hidden": model.hidden,
-        "vocabulary": model.vocabulary, "context": model.context,
-        "total_parameters": model.total_parameters, "active_parameters": model.active_parameters,
-        "native_weights": model.native_weights,
-        "kv_bytes_per_token": {name: model.cache_bytes_per_token(name) for name in ("bf16", "fp8")},
-        "window_bytes_per_token": {name: model.window_bytes_per_token(name) for name in ("bf16", "fp8")},
-        "windows": sorted({mixer.window for mixer in model.mixers if mixer.window}),
-        "state_bytes": model.state_bytes,
-        "flop_per_token": 2 * (model.active_parameters - tables + model.embedding_parameters)
-        + sum(mixer.layers * mixer.token_flops for mixer in model.mixers),
-        "prefill_flop_per_pair": sum(mixer.layers * mixer.prefill_flops for mixer in model.mixers),
-        "decode_flop_per_pair": sum(mixer.layers * mixer.decode_flops for mixer in model.mixers),
-        "source": model.source, "date": model.date,
-    }  # fmt: skip
+    if name not in known:
+        raise unknown("NAME", name, [*KINDS, *device_names(), *model_names(), *known])
+    return known[name]
 
 
 def on_device(name: str, device_name: str, weights: str, tensor_parallel: int) -> Row:
@@ -139,14 +124,9 @@ def _device_line(device: Device) -> Row:
         "name": device.name, "title": device.title, "kind": device.kind,
         "flops_bf16": device.flops.get("bf16") or device.flops.get("fp16"),
         "memory_bytes": device.memory[0].bytes, "bandwidth": device.memory[0].bandwidth,
-        "peak_w": device.peak_w, "usd_per_hour": device.price(),
+        "peak_w": device.peak_w, "usd_per_hour": dict(device.usd_per_hour),
+        **{purchase: device.usd_per_hour.get(purchase) for purchase in PURCHASES},
     }  # fmt: skip
-
-
-def _device_row(device: Device) -> Row:
-    from dataclasses import asdict
-
-    return asdict(device)
 
 
 def _policy_line(kind: str, name: str, function: Callable[..., Any]) -> Row:
@@ -162,7 +142,7 @@ _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "devices": (
         ("name", "device", ""), ("title", "what it is", ""), ("kind", "kind", ""), ("flops_bf16", "16-bit", "compute"),
         ("memory_bytes", "memory", "bytes"), ("bandwidth", "bandwidth", "bandwidth"), ("peak_w", "peak", "power"),
-        ("usd_per_hour", "price", "price"),
+        *((purchase, purchase, "price") for purchase in PURCHASES),
     ),
     "profiles": (("name", "profile", ""), ("source", "fitted from", ""), ("date", "date", "")),
     "policies": (("name", "policy", ""), ("kind", "kind", ""), ("does", "what it does", "")),

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sonde.cli.output import emit, json_option
+from sonde.cli.output import emit, json_option, note
 from sonde.errors import InputError
 
 if TYPE_CHECKING:
     from sonde.metrics import Objective
-    from sonde.workload.requests import Requests
 
 
 @click.command()
@@ -42,13 +41,19 @@ def simulate(
 
     Prints latencies, rates, energy and dollars. The exit code is 0 whether or not the objectives are met.
     """
-    from sonde.cli.workload import draw
+    from sonde.catalogue.models import model
     from sonde.deployment.load import load
+    from sonde.deployment.scenario import WorkloadChoice
+    from sonde.plan.demand import demand
     from sonde.sim.simulate import simulate as run
 
     promised = objectives(objective)
     tree = load(deployment)
-    requests = draw({"trace": trace, "profile": profile, "rate": rate, "duration": duration, "seed": seed})
+    file = None if trace is None else str(trace)
+    asked = WorkloadChoice(trace=file, profile=profile, rate=rate, duration=duration, seed=seed)
+    requests, notes = demand(asked, model(tree.pools[0].replica.model))
+    for text in notes:
+        note(text)
     outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:
         emit(outcome.summary(promised))

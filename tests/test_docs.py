@@ -1,0 +1,86 @@
+"""The documentation says what the product does: every command and option, every JSON key, every example."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from sonde.cli.docs import markdown, verbs
+from sonde.cli.entry import commands
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+VERBS = dict(verbs(commands))
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_verb_of_the_product_is_there() -> None:
+    assert list(VERBS) == [
+        "sonde plan", "sonde simulate", "sonde trace describe", "sonde trace fit", "sonde trace generate",
+        "sonde show", "sonde bench",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_every_option_is_documented(name: str) -> None:
+    text = page("docs/cli.md")
+    assert f"\n## {name}\n" in text
+    section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    for option in VERBS[name].params:
+        if isinstance(option, click.Option) and not option.hidden:
+            assert f"| `{option.opts[0]}" in section, f"{name} {option.opts[0]} is not in docs/cli.md: run make docs"
+            assert option.help
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_has_at_most_eight_options_and_speaks_json(name: str) -> None:
+    options = [option.opts[0] for option in VERBS[name].params if isinstance(option, click.Option)]
+    assert len(options) <= 8
+    assert "--json" in options
+
+
+def test_the_command_line_page_is_fresh() -> None:
+    assert page("docs/cli.md") == markdown(), "docs/cli.md is stale: run make docs"
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = [
+        f"{path.relative_to(ROOT)}: {target}"
+        for path in PAGES
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", path.read_text(encoding="utf-8"))
+        if not (path.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_files_named_in_the_structure_page_exist() -> None:
+    named = set(re.findall(r"`((?:[a-z]+/)+[a-z_]+\.py)`", page("docs/structure.md")))
+    assert named
+    assert not [name for name in named if not (ROOT / "sonde" / name).exists() and not (ROOT / name).exists()]
+
+
+def test_commands_in_the_readme_exist() -> None:
+    named = re.findall(r"^\$? ?sonde ([a-z]+)", page("README.md"), re.MULTILINE)
+    assert set(named) <= set(commands.commands)
+    targets = set(re.findall(r"^([a-z]+):", page("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z]+)", page("README.md"))) <= targets
+
+
+def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", page("README.md"), re.DOTALL)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
