@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from sonde.cost.table import Engine
 from sonde.metrics import Objective
-from sonde.plan.rates import Rates, StepFloor, prompt_rates, rates, seconds, step_floor
+from sonde.plan.rates import StepFloor, alone, prompt_rates, rates, seconds, step_floor
 from sonde.plan.work import Work, allowed_misses, work
 from sonde.workload.requests import Requests
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 _GROWTH = 1.4  # from one length of window to the next
 _STARTS = 24  # windows of one length that begin within one length of each other
 _CAPS = (0.5, 0.9, 0.99, 1.0)  # shares of requests whose time limit a window waits for
@@ -44,14 +45,27 @@ class Peak(NamedTuple):
 class Promise(NamedTuple):
     """A way to read the objectives as a deadline per request [n] for its prompt, or for all of it.
 
-    `misses` requests at most do not keep it. `tpot_limit_s` is set where those that do keep that TPOT too.
+    `misses` requests at most do not keep all of `objectives`.
     """
 
-    name: str
+    objectives: tuple[Objective, ...]
     deadline_s: Floats
     misses: int
-    prompt_only: bool
-    tpot_limit_s: float | None
+
+    @property
+    def name(self) -> str:
+        """Return the names of the objectives."""
+        return " with ".join(item.label for item in self.objectives)
+
+    @property
+    def prompt_only(self) -> bool:
+        """Return whether the deadline is that of the first token."""
+        return [item.metric for item in self.objectives] == ["ttft"]
+
+    @property
+    def tpot_limit_s(self) -> float | None:
+        """Return the TPOT that requests which keep the promise stay within, where it has one."""
+        return next((item.limit_s for item in self.objectives if item.metric == "tpot"), None)
 
 
 def promises(trace: Requests, objectives: Sequence[Objective]) -> tuple[Promise, ...]:
@@ -59,17 +73,15 @@ def promises(trace: Requests, objectives: Sequence[Objective]) -> tuple[Promise,
     n = trace.n
     found = []
     gaps = trace.output_tokens.astype(np.float64) - 1.0
-    tpots = [item for item in objectives if item.metric == "tpot"]
     for item in objectives:
         misses = allowed_misses(item, trace)
+        if item.metric in ("ttft", "e2e"):
+            found.append(Promise((item,), np.full(n, item.limit_s), misses))
         if item.metric == "ttft":
-            found.append(Promise(item.label, np.full(n, item.limit_s), misses, True, None))
-            for other in tpots:
-                both = misses + allowed_misses(other, trace)
-                deadline = np.asarray(item.limit_s + other.limit_s * gaps)
-                found.append(Promise(f"{item.label} with {other.label}", deadline, both, False, other.limit_s))
-        elif item.metric == "e2e":
-            found.append(Promise(item.label, np.full(n, item.limit_s), misses, False, None))
+            for other in objectives:
+                if other.metric == "tpot":
+                    both = misses + allowed_misses(other, trace)
+                    found.append(Promise((item, other), np.asarray(item.limit_s + other.limit_s * gaps), both))
     return tuple(found)
 
 
@@ -114,37 +126,51 @@ class Need(NamedTuple):
     peak: Peak
 
 
-def _loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats) -> Peak:
+def _loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats, hopeless: Bools) -> Peak:
     """Return the peak of a promise, over several cut-offs of how long a window waits for slow requests.
 
-    Where a request's own limit is beyond the cut-off, only its prompt counts, for its TTFT is within.
+    Where a request's own limit is beyond the cut-off, only its prompt counts, for its TTFT is within. The
+    `hopeless` miss whatever is done: they are among those that may, and nothing needs to be done for them.
     """
+    prompt, decode = np.where(hopeless, 0.0, prompt), np.where(hopeless, 0.0, decode)
+    misses = max(0, promise.misses - int(np.count_nonzero(hopeless)))
     if promise.prompt_only:
-        return peak(trace.arrival_s, prompt, float(promise.deadline_s[0]), promise.misses)
-    best = None
-    for cap in np.unique(np.quantile(promise.deadline_s, _CAPS, method="higher")):
-        load = prompt + np.where(promise.deadline_s <= cap, np.maximum(decode, 0.0), 0.0)
-        found = peak(trace.arrival_s, load, float(cap), promise.misses)
-        best = found if best is None or found.rate > best.rate else best
-    return best or peak(trace.arrival_s, prompt, float(promise.deadline_s.max()), promise.misses)
+        return peak(trace.arrival_s, prompt, float(promise.deadline_s[0]), misses)
+    caps = np.unique(np.quantile(promise.deadline_s, _CAPS, method="higher"))
+    peaks = [
+        peak(trace.arrival_s, prompt + np.where(promise.deadline_s <= cap, decode, 0.0), float(cap), misses)
+        for cap in caps
+    ]
+    return max(peaks, key=lambda found: found.rate)
 
 
-def rates_for(floor: StepFloor, demand: Work, promise: Promise) -> Rates:
-    """Return the rates that fit a promise best."""
-    return prompt_rates(floor) if promise.prompt_only else rates(floor, demand, promise.tpot_limit_s)
+def _priced(floor: StepFloor, demand: Work, promise: Promise) -> tuple[Floats, Floats, Bools]:
+    """Return the least replica-seconds of each prompt and each decoding, and who cannot keep the promise here.
+
+    Decoding whose rate comes out below zero is left out, as any part of the work may be.
+    """
+    rate = prompt_rates(floor) if promise.prompt_only else rates(floor, demand, promise.tpot_limit_s)
+    prompt, decode = seconds(demand, rate)
+    first, gap = alone(floor, demand)
+    alone_s = {"ttft": first, "tpot": gap, "e2e": first + gap * demand.decode}
+    hopeless = np.zeros(len(prompt), np.bool_)
+    for item in promise.objectives:
+        hopeless |= alone_s[item.metric] > item.limit_s * (1 + _ROUNDING)
+    return prompt, np.maximum(decode, 0.0), hopeless
 
 
-def replicas_needed(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> tuple[int, Need | None]:
+def replicas_needed(
+    engine: Engine, trace: Requests, objectives: Sequence[Objective], *, any_batching: bool = False
+) -> tuple[int, Need | None]:
     """Return the fewest replicas of `engine` that could hold the objectives on `trace`, and what shows it.
 
-    It holds for every router, every order of work and, unless the engine batches in chunks of a token
-    budget, every batching. 1 (and None) where the objectives imply no deadline.
+    It holds for every router, every order of work and, with `any_batching`, every way to form steps within
+    the batch limit. 1 (and None) where the objectives imply no deadline.
     """
-    floor, demand = step_floor(engine), work(trace, engine.table.window)
+    floor, demand = step_floor(engine, any_batching=any_batching), work(trace, engine.table.window)
     best: Need | None = None
     for promise in promises(trace, objectives):
-        prompt, decode = seconds(demand, rates_for(floor, demand, promise))
-        top = _loudest(trace, promise, prompt, decode)
+        top = _loudest(trace, promise, *_priced(floor, demand, promise))
         if best is None or top.rate > best.amount:
             best = Need(top.rate, promise, top)
     return (max(1, math.ceil(best.amount * (1 - _ROUNDING))) if best else 1), best
@@ -155,10 +181,10 @@ def dollars_needed(
 ) -> tuple[float, Need | None]:
     """Return dollars per hour below which no fleet of these engines, mixed in any way, holds the objectives.
 
-    Each request may be served, whole, by any replica of any kind, so it costs at least the cheapest of its
-    prices: the optimum of the linear programme that spreads work over kinds of replica. What is left is
-    rounded up to the next price that a whole number of replicas can have. The engines' own batching and
-    token budget do not matter, only their batch limit.
+    Each request may be served, whole, by any replica of any kind that could serve it in time, so it costs at
+    least the cheapest of its prices there: the optimum of the linear programme that spreads work over kinds
+    of replica. What is left is rounded up to the next price that a whole number of replicas can have. The
+    engines' own batching and token budget do not matter, only their batch limit.
     """
     if not engines:
         return math.inf, None
@@ -166,32 +192,19 @@ def dollars_needed(
     demands = {engine.table.window: work(trace, engine.table.window) for engine in engines}
     best: Need | None = None
     for promise in promises(trace, objectives):
-        cheap = None
+        prompt, whole = np.full(trace.n, np.inf), np.full(trace.n, np.inf)
         for engine, floor in zip(engines, floors, strict=True):
-            demand = demands[engine.table.window]
-            parts = seconds(demand, rates_for(floor, demand, promise))
-            price = engine.usd_per_hour
-            cost = price * parts[0], price * np.maximum(parts[1], 0.0)
-            cheap = cost if cheap is None else _cheaper(cheap, cost, promise)
-        if cheap is None:
-            continue
-        top = _loudest(trace, promise, *cheap)
+            own, decode, hopeless = _priced(floor, demands[engine.table.window], promise)
+            np.minimum(prompt, np.where(hopeless, np.inf, engine.usd_per_hour * own), out=prompt)
+            np.minimum(whole, np.where(hopeless, np.inf, engine.usd_per_hour * (own + decode)), out=whole)
+        nobody = np.isinf(prompt)
+        decode = np.where(nobody, 0.0, whole - np.where(nobody, 0.0, prompt))
+        top = _loudest(trace, promise, prompt, decode, nobody)
         if best is None or top.rate > best.amount:
             best = Need(top.rate, promise, top)
     least = min(engine.usd_per_hour for engine in engines)
     amount = max(best.amount * (1 - _ROUNDING) if best else 0.0, least)
     return _payable(amount, sorted({engine.usd_per_hour for engine in engines})), best
-
-
-def _cheaper(a: tuple[Floats, Floats], b: tuple[Floats, Floats], promise: Promise) -> tuple[Floats, Floats]:
-    """Return, per request, the least prompt cost and then so much decode cost that the sum is the lesser sum.
-
-    The prompt's part must be a floor by itself, for a window may leave the decoding of a request out.
-    """
-    prompt = np.minimum(a[0], b[0])
-    if promise.prompt_only:
-        return prompt, np.zeros_like(prompt)
-    return prompt, np.minimum(a[0] + a[1], b[0] + b[1]) - prompt
 
 
 def _payable(amount: float, prices: Sequence[float]) -> float:

@@ -133,7 +133,7 @@ def _load(outcome: Outcome, when: _When, engine: Engine) -> _Load:
         prompt_mean,
         arrivals,
         arrival_mean,
-        float(line.busy_s[rows].max()) / max(line.width_s * replicas, 1e-12),
+        float(line.busy_s[rows].mean()) / max(line.width_s * replicas, 1e-12),
         float(line.kv_bytes[rows].max()) / max(capacity, 1.0),
         float(line.running[rows].max()) / (engine.max_batch * replicas),
         float(line.waiting[rows].max()),

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.cost.table import Engine
 from sonde.deployment.scenario import Scenario
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import Need, dollars_needed
-from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
+from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates, widest
 from sonde.plan.demand import Demand, demand
 from sonde.plan.frontier import rank
 from sonde.plan.result import PlanResult
@@ -48,7 +47,7 @@ def plan(
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     interrupted = sweep.run(candidates.kept, progress)
-    bound, need = dollars_needed(cheapest_engines(candidates.kept), asked.requests, goals)
+    bound, need = dollars_needed(widest(candidates.kept), asked.requests, goals)
     plans = rank(sweep.found)
     return PlanResult(
         scenario=question,
@@ -77,20 +76,6 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
         return run(trace, fleet, routing=candidate.routing, seed=SEED, objectives=goals, stop_early=stop_early)
 
     return evaluate
-
-
-def cheapest_engines(candidates: Sequence[Candidate]) -> list[Engine]:
-    """Return one engine for each family, with the largest batch and memory of any in it, for a bound on all."""
-    largest: dict[tuple[object, ...], Engine] = {}
-    for candidate in candidates:
-        engine, known = candidate.engine, largest.get(candidate.family)
-        if known is None:
-            largest[candidate.family] = engine
-            continue
-        room = max(engine.memory.capacity_bytes, known.memory.capacity_bytes)
-        widest = max(engine, known, key=lambda item: (item.max_batch, item.token_budget))
-        largest[candidate.family] = widest._replace(memory=widest.memory._replace(capacity_bytes=room))
-    return list(largest.values())
 
 
 def _bound_reason(need: Need | None, candidates: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import Need, replicas_needed
-from sonde.plan.candidates import Candidate
+from sonde.plan.candidates import Candidate, widest
 from sonde.plan.explain import Failure, explain, holds
 from sonde.plan.prune import impossible
 from sonde.plan.result import Rejection
@@ -108,22 +108,22 @@ class Sweep:
 
     def _family(self, family: Sequence[Candidate]) -> None:
         guess = 0
+        low, need = replicas_needed(widest(family)[0], self.trace, self.objectives, any_batching=True)
         for candidate in family:
             if self._stop.is_set():
                 return
-            guess = self._candidate(candidate, guess) or guess
+            if low > candidate.most:
+                self._reject(candidate, _too_few(candidate, low, need))
+            else:
+                guess = self._candidate(candidate, low, guess) or guess
             with self._lock:
                 self.done += 1
 
-    def _candidate(self, candidate: Candidate, guess: int) -> int | None:
+    def _candidate(self, candidate: Candidate, low: int, guess: int) -> int | None:
         """Prune or search one candidate; return the fewest replicas, or as many as may be where all fail."""
         failure = impossible(candidate.engine, self.trace, self.objectives)
         if failure is not None:
             self._reject(candidate, failure)
-            return None
-        low, need = replicas_needed(candidate.engine, self.trace, self.objectives)
-        if low > candidate.most:
-            self._reject(candidate, _too_few(candidate, low, need))
             return None
         with self._lock:
             self.simulated += 1
