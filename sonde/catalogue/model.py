@@ -101,6 +101,7 @@ class Model:
     other_parameters: int
     source: str
     date: str
+    vectors: int = 0  # weights that text runs beside layers and token tables: final norm, table of positions
 
     @property
     def embedding_parameters(self) -> int:
@@ -111,13 +112,13 @@ class Model:
     def total_parameters(self) -> int:
         """Return all weights, as publishers count them: embeddings, every expert, other towers."""
         tables = self.embedding_parameters * (1 if self.tied_embeddings else 2)
-        return tables + self.other_parameters + sum(self._layer_parameters(all_experts=True))
+        return tables + self.vectors + self.other_parameters + sum(self._layer_parameters(all_experts=True))
 
     @property
     def active_parameters(self) -> int:
         """Return the weights that one text token meets, embeddings and head included as publishers do."""
         tables = self.embedding_parameters * (1 if self.tied_embeddings else 2)
-        return tables + sum(self._layer_parameters(all_experts=False))
+        return tables + self.vectors + sum(self._layer_parameters(all_experts=False))
 
     @property
     def expert_parameters(self) -> int:

@@ -34,6 +34,8 @@ def model(name_or_path: str) -> Model:
     row = _index().get(name_or_path.strip().lower())
     if row is not None:
         return _from_row(str(row["name"]))
+    if not name_or_path.strip():
+        raise unknown("model", name_or_path, model_names(), "model")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         path = path / "config.json"

@@ -97,9 +97,9 @@ def is_windowed(f: Fields, layer: int) -> bool:
     if kind is None:
         rule = f.setting("windowed")
         return bool(rule(f, layer)) if rule else False
-    if kind not in WINDOWED:
+    if str(kind) not in WINDOWED:
         raise f.error(f"layer_types[{layer}]", kind, f"is no kind of attention; known: {', '.join(sorted(WINDOWED))}")
-    return WINDOWED[kind] and _window(f) > 0
+    return WINDOWED[str(kind)] and _window(f) > 0
 
 
 def _window(f: Fields) -> int:
@@ -216,7 +216,7 @@ def compressed(f: Fields, layer: int) -> Mixers:
         raise f.error(f"compress_ratios[{layer}]", ratio, "must be 0 or the number of tokens that share a key")
     if ratio == 0:
         return (recent,)
-    picks = ratio == min(r for r in f.get("compress_ratios") if r)
+    picks = ratio == min(r for r in f.items("compress_ratios") if isinstance(r, int) and r > 0)
     overlap = 2 if picks else 1
     far = Mixer(
         kind="attention",
@@ -235,8 +235,7 @@ def compressed(f: Fields, layer: int) -> Mixers:
 
 def searched(f: Fields, layer: int) -> Mixers:
     """Return the attention that architecture search left in this layer (DeciLM): none, or grouped-query."""
-    block = f.at("block_configs", layer)
-    found = Fields(block or {}, path=f"{f.path}: block_configs[{layer}]").part("attention")
+    found = f.entry("block_configs", layer).part("attention")
     if found.flag("no_op"):
         return ()
     if found.flag("replace_with_linear"):

@@ -4,7 +4,7 @@
     defaults   values of config fields where the config lacks them, as the publisher's code has them
     extras     weights beside the layers and the token tables: final norms, position tables
 
-Settings: qk_norm "head" (one vector per head dim) or "full"; bias, qkv_bias, output_bias, mlp_bias;
+Settings: qk_norm "head" (one vector per head dim) or "full"; bias, qkv_bias, output_bias;
 gated feed-forward; mixer_norms and forward_norms (how many), norm_parts (2 with bias, 0 without weights);
 sinks; router_bias; shared_gate; delta_rule; windowed(fields, layer).
 """
@@ -94,7 +94,7 @@ def by_layer_type(linear_kind: Callable[[Fields, int], Mixers]) -> Callable[[Fie
 
 
 def _kimi_hybrid(f: Fields, layer: int) -> Mixers:
-    recurrent = layer + 1 in f.part("linear_attn_config").get("kda_layers", default=())
+    recurrent = layer + 1 in f.part("linear_attn_config").items("kda_layers")
     return linear.kimi_delta(f, layer) if recurrent else latent(f, layer)
 
 
@@ -107,8 +107,10 @@ _BLOCKS = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
 
 def blocks(f: Fields) -> list[str]:
     """Return what each block of a Nemotron-H model is: "mamba", "attention", "moe" or "mlp"."""
-    pattern = f.get("hybrid_override_pattern")
-    found = [_BLOCKS.get(letter, letter) for letter in pattern] if pattern else list(f.get("layers_block_type") or ())
+    pattern = f.get("hybrid_override_pattern", default="")
+    if not isinstance(pattern, str):
+        raise f.error("hybrid_override_pattern", pattern, f"must be text of {', '.join(_BLOCKS)}")
+    found = [_BLOCKS.get(letter, letter) for letter in pattern] or f.items("layers_block_type")
     if not found:
         raise f.missing("hybrid_override_pattern", "layers_block_type")
     for i, kind in enumerate(found):

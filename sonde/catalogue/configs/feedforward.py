@@ -66,7 +66,6 @@ def mixture(f: Fields, layer: int) -> Forwards:
     if f.setting("dense_beside"):
         matrices += dense(f, layer)[0].matrices
         vectors += hidden * f.count("extra_norms", default=3)
-    biased = f.setting("bias") and f.setting("expert_bias", True)
     return (
         FeedForward(
             layers=1,
@@ -75,7 +74,7 @@ def mixture(f: Fields, layer: int) -> Forwards:
             top_k=top_k,
             expert_matrices=expand(latent or hidden, inner, gated=gated),
             vectors=vectors,
-            expert_vectors=((2 if gated else 1) * inner + (latent or hidden)) if biased else 0,
+            expert_vectors=((2 if gated else 1) * inner + (latent or hidden)) if f.setting("bias") else 0,
         ),
     )
 
@@ -93,7 +92,7 @@ def _shared_width(f: Fields, inner: int) -> int:
 def _is_mixture(f: Fields, layer: int) -> bool:
     """Return whether a layer is a mixture, from whichever of the many fields the config says it with."""
     if f.get("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts") is None:
-        if f.get("enable_moe_block") is False or f.setting("dense_if_no_experts"):
+        if f.get("enable_moe_block") is False:
             return False
         raise f.missing("num_experts", "num_local_experts", "n_routed_experts")
     if f.get("mlp_layer_types") is not None:
@@ -101,7 +100,7 @@ def _is_mixture(f: Fields, layer: int) -> bool:
     frequency = f.get("moe_layer_freq")
     if isinstance(frequency, list):
         return bool(f.at("moe_layer_freq", layer))
-    if layer in (f.get("mlp_only_layers") or ()):
+    if layer in f.items("mlp_only_layers"):
         return False
     step = f.count("interleave_moe_layer_step", "decoder_sparse_step", default=0, least=0)
     if step:
@@ -112,8 +111,7 @@ def _is_mixture(f: Fields, layer: int) -> bool:
 
 def searched_forward(f: Fields, layer: int) -> Forwards:
     """Return the feed-forward that architecture search left in this layer (DeciLM): none, or dense."""
-    block = f.at("block_configs", layer)
-    found = Fields(block or {}, path=f"{f.path}: block_configs[{layer}]").part("ffn")
+    found = f.entry("block_configs", layer).part("ffn")
     if found.flag("no_op"):
         return ()
     if found.flag("replace_with_linear"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,16 +66,28 @@ class Fields:
             raise self.error(names[0], value, "must be a number above zero")
         return float(value)
 
+    def items(self, name: str) -> list[Any]:
+        """Return the list under `name`, empty where there is none."""
+        values = self.get(name, default=[])
+        if not isinstance(values, list):
+            raise self.error(name, values, "must be a list")
+        return values
+
     def at(self, name: str, layer: int) -> Any:
         """Return entry `layer` of the list `name`, or None where there is no such list."""
-        values = self.data.get(name)
-        if values is None:
+        if self.data.get(name) is None:
             return None
-        if not isinstance(values, Sequence) or isinstance(values, str):
-            raise self.error(name, values, "must be a list with one entry per layer")
+        values = self.items(name)
         if layer >= len(values):
             raise self.error(name, f"{len(values)} entries", "must have one entry per layer")
         return values[layer]
+
+    def entry(self, name: str, layer: int) -> Fields:
+        """Return entry `layer` of the list `name`, which must be a nested config."""
+        value = self.at(name, layer)
+        if not isinstance(value, Mapping):
+            raise self.error(f"{name}[{layer}]", value, "must be a JSON object")
+        return Fields(value, self.settings, f"{self.path}: {name}[{layer}]")
 
     def part(self, name: str) -> Fields:
         """Return the nested config under `name`, which must be there."""

@@ -38,19 +38,25 @@ def _quantised(f: Fields, q: Mapping[str, Any]) -> str | None:
         return "int4" if q.get("load_in_4bit") else "int8"
     if isinstance(q.get("bits"), int):
         return _BY_BITS.get(("int", q["bits"]))
-    found = [_group(g) for g in (q.get("config_groups") or {}).values() if isinstance(g, Mapping)]
+    found = [_group(group) for group in _values(q, "config_groups")]
+    found += [_METHODS.get(str(layer.get("quant_algo", "")).lower()) for layer in _values(q, "quantized_layers")]
     narrow = [name for name in found if name]
-    if not narrow:
-        layers = (q.get("quantized_layers") or {}).values()
-        narrow = [_METHODS[a] for a in {str(v.get("quant_algo", "")).lower() for v in layers} if a in _METHODS]
     if narrow:
         return min(narrow, key=("nvfp4", "mxfp4", "int4", "fp8", "int8").index)
     raise f.error("quantization_config", q.get("quant_method"), "is no known kind of quantisation", "bytes unknown")
 
 
+def _values(q: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Return the nested objects under `key`."""
+    inside = q.get(key)
+    return [value for value in inside.values() if isinstance(value, Mapping)] if isinstance(inside, Mapping) else []
+
+
 def _group(group: Mapping[str, Any]) -> str | None:
     """Return the precision of one group of compressed-tensors or modelopt."""
-    weights = group.get("weights") or {}
+    weights = group.get("weights")
     if str(group.get("format", "")).startswith("mxfp4"):
         return "mxfp4"
-    return _BY_BITS.get((weights.get("type", ""), weights.get("num_bits", 0)))
+    if not isinstance(weights, Mapping) or not isinstance(weights.get("num_bits"), int):
+        return None
+    return _BY_BITS.get((str(weights.get("type")), weights["num_bits"]))

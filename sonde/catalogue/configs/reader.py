@@ -52,7 +52,8 @@ def read_config(
         feedforwards=forwards,
         tied_embeddings=f.flag("tie_word_embeddings"),
         native_weights=native_weights(f),
-        other_parameters=extras + _tower(whole, hidden),
+        other_parameters=_tower(whole, hidden),
+        vectors=extras,
         source=source,
         date=date,
     )  # fmt: skip
@@ -71,7 +72,7 @@ def _family(whole: Fields) -> tuple[str, Family]:
     """Return the family of the text model, by model_type or else by the name of the architecture."""
     text = _text(whole.data)
     tried = [str(name) for name in (text.get("model_type"), whole.get("model_type")) if name]
-    tried += [str(name) for name in (text.get("architectures") or whole.get("architectures") or ())]
+    tried += [str(name) for name in Fields(text).items("architectures") or whole.items("architectures")]
     for given in tried:
         low = given.lower().removesuffix("_text")
         low = ALIASES.get(low, low)
@@ -109,4 +110,4 @@ def _tower(whole: Fields, hidden: int) -> int:
     vision = whole.get("vision_config")
     if vision is None and whole.get("model_type") != "llama4":
         return 0
-    return reader(Fields(vision or {}, path=f"{whole.path}: vision_config"), hidden)
+    return reader(whole.part("vision_config") if vision is not None else Fields({}, path=whole.path), hidden)

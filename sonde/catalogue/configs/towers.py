@@ -20,7 +20,7 @@ def qwen_tower(v: Fields, text_hidden: int) -> int:
     patch = v.count("in_channels", default=3) * v.count("temporal_patch_size", default=1) * v.count("patch_size") ** 2
     merged = merge * hidden
     merger = merged * merged + merged + (merged + 1) * v.count("out_hidden_size", default=text_hidden)
-    deep = len(v.get("deepstack_visual_indexes", default=()))
+    deep = len(v.items("deepstack_visual_indexes"))
     return (
         _encoder(v.count("depth"), hidden, v.count("intermediate_size"))
         + (patch + 1) * hidden
