@@ -87,7 +87,7 @@ OPT_13B = opt("opt-13b", 40, 5120, 40)
 OPT_66B = opt("opt-66b", 64, 9216, 72)
 MIXTRAL = mixture("mixtral-8x7b", 32, 4096, 32, 8, experts=8, top_k=2, inner=14336)
 
-A100 = device("a100-sxm-80g", {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12, "int8": 624e12}, 80 * 2**30, 2.039e12)
+A100 = device("a100-sxm-80gb", {"fp32": 19.5e12, "bf16": 312e12, "fp16": 312e12, "int8": 624e12}, 80 * 2**30, 2.039e12)
 H100 = device("h100-sxm", {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12, "fp8": 1979e12}, 80 * 2**30, 3.35e12,
               node=450e9, peak_w=700.0)  # fmt: skip
 RTX_4090 = device("rtx-4090", {"fp32": 82.6e12, "bf16": 165e12, "fp16": 165e12, "fp8": 330e12}, 24 * 2**30, 1.008e12,

@@ -60,7 +60,8 @@ def report(part: Shard) -> MemoryReport:
     whole = left * part.replica.devices * _even_stages(part)
     per_token = cache.token or cache.window_token
     tokens = int(max(whole, 0.0) / per_token) if per_token else 0
-    return MemoryReport(capacity, budget, weights, activations, overhead, left, tokens, left > 0)
+    enough = left > 0 and (not per_token or tokens >= part.replica.block_tokens)
+    return MemoryReport(capacity, budget, weights, activations, overhead, left, tokens, enough)
 
 
 def weight_bytes(part: Shard) -> float:

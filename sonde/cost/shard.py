@@ -146,11 +146,6 @@ def _check_parallelism(model: Model, replica: Replica) -> None:
     for name, value in (("expert_parallel", expert), ("data_parallel", replica.data_parallel)):
         if value > 1 and not experts:
             raise InputError(f"replica.{name}", value, f"must be 1: {model.name} has no experts to share")
-    if tensor * replica.data_parallel % expert:
-        raise InputError(
-            "replica.expert_parallel", expert,
-            f"must divide tensor_parallel x data_parallel = {tensor * replica.data_parallel}",
-        )  # fmt: skip
     for count in experts:
         if expert > count:
             raise InputError("replica.expert_parallel", expert, f"must be at most the {count} experts")

@@ -1,0 +1,181 @@
+"""The time of a step written as plain loops over layers and matrices: slow, and obviously right.
+
+Follows the text of docs/cost.md, not the code of sonde/cost: grouped-query attention, dense layers and
+experts; tensor, pipeline, data and expert parallelism.
+"""
+
+from __future__ import annotations
+
+import math
+
+from sonde.catalogue.device import PRECISION_BYTES, Device, Link
+from sonde.catalogue.efficiencies import Efficiencies, OperatorEfficiency
+from sonde.catalogue.model import FeedForward, Matrix, Mixer, Model
+from sonde.deployment.tree import Replica
+
+
+class Twin:
+    def __init__(self, model: Model, device: Device, replica: Replica, reached: Efficiencies) -> None:
+        self.model, self.device, self.replica, self.reached = model, device, replica, reached
+        self.tp, self.pp = replica.tensor_parallel, replica.pipeline_parallel
+        self.dp, self.ep = replica.data_parallel, replica.expert_parallel
+        self.weight = PRECISION_BYTES[replica.weights]
+        self.activation = PRECISION_BYTES[replica.activations]
+        self.kv = PRECISION_BYTES[replica.kv_cache]
+        wide = max(replica.weights, replica.activations, key=lambda name: PRECISION_BYTES[name])
+        self.peak = device.flops[wide] if wide in device.flops else device.flops["bf16"]
+        self.narrow = wide in device.flops and wide not in ("bf16", "fp16", "fp32")
+
+    def step(self, prompt: int, area: float, batch: int, read: float) -> float:
+        micro = math.ceil((prompt + batch) / self.pp)
+        mine = math.ceil(batch / (self.pp * self.dp))
+        rows = math.ceil(micro / self.dp)
+        width = self.model.hidden * self.activation
+        engine = self.reached.engine
+        seconds = engine.step_s * self.pp + engine.layer_s * self.model.layers
+        seconds += self.elementwise(2 * rows * width)
+        if self.tp > 1:
+            seconds += self.all_reduce(self.tp, rows * width)
+        for mixer in self.model.mixers:
+            for _ in range(mixer.layers):
+                seconds += self.attention(mixer, rows, batch)
+        for forward in self.model.feedforwards:
+            for _ in range(forward.layers):
+                seconds += self.feedforward(forward, rows, micro)
+        for _ in range(self.pp if self.pp > 1 else 0):
+            seconds += self.transfer(self.link(self.tp * self.dp * self.pp), rows * width)
+        seconds += self.head(max(mine, 1)) + engine.token_s * micro + engine.sequence_s * batch
+        for mixer in self.model.mixers:
+            for _ in range(mixer.layers):
+                seconds += self.pairs(mixer, area / (self.pp * self.dp))
+                if batch:
+                    seconds += self.reads(mixer, read * mine / batch)
+        return seconds
+
+    def attention(self, mixer: Mixer, rows: int, batch: int) -> float:
+        heads = mixer.matrices
+        seconds = self.products([m for m in heads if m.split == "column"], rows, mixer.kv_heads)
+        seconds += self.products([m for m in heads if m.split == "row"], rows, 0)
+        width = rows * self.model.hidden * self.activation
+        if self.tp > 1:
+            seconds += self.all_reduce(self.tp, width)
+        seconds += self.elementwise(4 * width)
+        repeated = max(1 / self.tp, 1 / mixer.kv_heads)
+        seconds += self.elementwise(2 * rows * mixer.cache_elements * repeated * self.kv)
+        return seconds + (self.reached.attention_decode.overhead_s if batch else 0.0)
+
+    def feedforward(self, forward: FeedForward, rows: int, tokens: int) -> float:
+        seconds, inner = 0.0, 0.0
+        for split in ("none", "column", "row"):
+            chosen = [m for m in forward.matrices if m.split == split]
+            if chosen:
+                seconds += self.products(chosen, rows, 0)
+            for m in chosen:
+                part = 1 if split == "none" else 1 / self.tp
+                inner += (m.inputs if split == "row" else m.outputs) * part
+        width = rows * self.model.hidden * self.activation
+        seconds += self.elementwise(4 * width + rows * inner * self.activation)
+        seconds += self.reached.elementwise.overhead_s
+        dense_sum = any(m.split == "row" for m in forward.matrices) and self.tp > 1
+        if not forward.experts:
+            return seconds + (self.all_reduce(self.tp, width) if dense_sum else 0.0)
+        if self.dp > 1 and dense_sum:
+            seconds += self.all_reduce(self.tp, width)
+        return seconds + self.experts(forward, rows, tokens)
+
+    def experts(self, forward: FeedForward, rows: int, tokens: int) -> float:
+        split = self.tp * self.dp / self.ep
+        mean = tokens * forward.top_k / self.ep
+        load = mean
+        if self.ep > 1:
+            most = tokens * min(forward.top_k, math.ceil(forward.experts / self.ep))
+            load = min(mean + math.sqrt(2 * mean * math.log(self.ep)), most)
+        touched = forward.experts * (1 - (1 - forward.top_k / forward.experts) ** tokens) / self.ep
+        flops = moved = 0.0
+        for m in forward.expert_matrices:
+            flops += 2 * load * m.inputs * m.outputs / split
+            moved += touched * m.inputs * m.outputs / split * self.weight
+            moved += load * (m.inputs + m.outputs) / split * self.activation
+        reached = self.reached.experts
+        seconds = self.roofline(reached, flops * (1 + reached.half_rows * touched / load), moved)
+        seconds += reached.overhead_s * len(forward.expert_matrices)
+        width = self.model.hidden * self.activation
+        if self.dp == 1:
+            return seconds + (self.all_reduce(self.tp, rows * width) if self.tp > 1 else 0.0)
+        if self.ep == 1:
+            return seconds + self.all_reduce(self.tp * self.dp, tokens * width)
+        numbers = math.ceil(rows / self.tp) * min(forward.top_k, self.ep) * self.model.hidden
+        seconds += self.all_to_all(numbers * self.activation)
+        return seconds + self.all_to_all(numbers * max(self.activation, 2.0))
+
+    def head(self, rows: int) -> float:
+        columns = self.model.vocabulary / self.tp
+        table = max(self.weight, 2.0)
+        reached = self.reached.gemm
+        flops = 2 * rows * columns * self.model.hidden * (1 + reached.half_rows / rows)
+        moved = columns * self.model.hidden * table + rows * (self.model.hidden + columns) * 2
+        seconds = max(flops / (self.device.flops["bf16"] * reached.compute), self.moving(reached, moved))
+        seconds += reached.overhead_s
+        if self.tp > 1:
+            size = rows * self.model.vocabulary * 2.0 * (self.tp - 1) / self.tp
+            seconds += self.transfer(self.link(self.tp), size)
+        return seconds
+
+    def products(self, matrices: list[Matrix], rows: int, kv_heads: int) -> float:
+        """Return the time of matrices that read the same input: one kernel."""
+        weights = outputs = 0.0
+        inputs = float(matrices[0].inputs)
+        for m in matrices:
+            share = 1.0 if m.split == "none" else 1 / self.tp
+            if kv_heads and m.name in ("k", "v"):
+                share = max(1 / self.tp, 1 / kv_heads)
+            weights += m.inputs * m.outputs * share
+            outputs += m.outputs * (1.0 if m.split == "row" else share)
+        if matrices[0].split == "row":
+            inputs /= self.tp
+        reached = self.reached.gemm
+        moved = weights * self.weight + rows * (inputs + outputs) * self.activation
+        return self.roofline(reached, 2 * rows * weights * (1 + reached.half_rows / rows), moved) + reached.overhead_s
+
+    def roofline(self, reached: OperatorEfficiency, flops: float, moved: float) -> float:
+        share = reached.narrow if self.narrow else reached.compute
+        return max(flops / (self.peak * share), self.moving(reached, moved))
+
+    def moving(self, reached: OperatorEfficiency, moved: float) -> float:
+        return moved / (self.device.memory[0].bandwidth * reached.memory)
+
+    def elementwise(self, moved: float) -> float:
+        return self.moving(self.reached.elementwise, moved) + self.reached.elementwise.overhead_s
+
+    def pairs(self, mixer: Mixer, area: float) -> float:
+        peak = self.device.flops["bf16"] * self.reached.attention_prefill.compute
+        return area * mixer.prefill_flops / self.tp / peak
+
+    def reads(self, mixer: Mixer, tokens: float) -> float:
+        reached = self.reached.attention_decode
+        repeated = max(1 / self.tp, 1 / mixer.kv_heads)
+        compute = mixer.decode_flops / self.tp / (self.device.flops["bf16"] * reached.compute)
+        return tokens * max(compute, self.moving(reached, mixer.cache_elements * repeated * self.kv))
+
+    def link(self, ranks: int) -> Link:
+        return self.device.node if ranks <= self.device.node_devices else self.device.fabric
+
+    def transfer(self, link: Link, size: float, rounds: float = 1.0) -> float:
+        reached = self.reached.collective
+        return reached.overhead_s + rounds * link.latency_s + size / (link.bandwidth * reached.memory)
+
+    def all_reduce(self, ranks: int, size: float) -> float:
+        inside = min(ranks, self.device.node_devices)
+        nodes = math.ceil(ranks / inside)
+        seconds = self.transfer(self.device.node, 2 * (inside - 1) / inside * size) if inside > 1 else 0.0
+        if nodes > 1:
+            part = 2 * (nodes - 1) / nodes * size / inside
+            seconds += self.transfer(self.device.fabric, part, 2 * math.log2(nodes))
+        return seconds
+
+    def all_to_all(self, size: float) -> float:
+        inside = min(self.ep, self.device.node_devices)
+        seconds = self.transfer(self.device.node, size * (inside - 1) / self.ep) if inside > 1 else 0.0
+        if self.ep > inside:
+            seconds = max(seconds, self.transfer(self.device.fabric, size * (self.ep - inside) / self.ep))
+        return seconds
