@@ -94,18 +94,15 @@ def fit_arrivals(requests: Requests, path: str = "trace") -> Arrivals:
         edges, rates = _folded(arrival, *((7 * DAY, 168) if arrival[-1] >= 14 * DAY else (DAY, 96)))
         shape = _shape(arrival, Arrivals(edges_s=edges, per_s=rates, shape=1.0), grid)
         return Arrivals(edges_s=edges, per_s=rates, shape=shape, tick_s=grid)
-    gaps, mean = np.diff(arrival), float(arrival[-1]) / (requests.n - 1)
-    silences = np.empty(0, np.int64)
-    curve = Arrivals(edges_s=(0.0, 1.0), per_s=(1.0,), shape=1.0)
-    for _ in range(3):
-        edges, rates = _unfolded(arrival, silences, mean, grid)
-        curve = Arrivals(edges_s=edges, per_s=rates, shape=1.0)
-        curve = Arrivals(edges_s=edges, per_s=rates, shape=_shape(arrival, curve, grid), tick_s=grid)
-        if grid > mean:
-            break
-        longest = np.argsort(-gaps, kind="stable")[:MOST_SILENCES]
-        silences = np.sort(longest[gaps[longest] > _improbable(curve.shape, requests.n) * mean])
-    return curve
+    mean = float(arrival[-1]) / (requests.n - 1)
+    edges, rates = _unfolded(arrival, np.empty(0, np.int64), mean, grid)
+    usual = _usual_gaps(arrival, np.asarray(edges), np.asarray(rates), mean)
+    for _ in range(2):
+        shape = _shape(arrival, Arrivals(edges_s=edges, per_s=rates, shape=1.0), grid)
+        if grid <= mean:
+            edges, rates = _unfolded(arrival, _silences(arrival, usual, shape), mean, grid)
+    shape = _shape(arrival, Arrivals(edges_s=edges, per_s=rates, shape=1.0), grid)
+    return Arrivals(edges_s=edges, per_s=rates, shape=shape, tick_s=grid)
 
 
 def draw_arrivals(curve: Arrivals, scale: float, stop: tuple[float, int | None], rng: np.random.Generator) -> Floats:
@@ -143,11 +140,20 @@ def _gaps(shape: float, n: int, rng: np.random.Generator) -> Floats:
     return gaps
 
 
-def _improbable(shape: float, n: int) -> float:
-    """Return the gap, in mean gaps, that n Gamma gaps exceed in one trace of ten."""
+def _usual_gaps(arrival: Floats, edges: Floats, rates: Floats, mean: float) -> Floats:
+    """Return, for every gap, the mean gap that is usual where it stands, and nowhere less than the trace's."""
+    rate = rates[np.searchsorted(edges, arrival, side="right") - 1]
+    return np.maximum(mean, 1 / np.maximum(rate[1:], rate[:-1]))
+
+
+def _silences(arrival: Floats, usual: Floats, shape: float) -> NDArray[np.int64]:
+    """Return the rows after which nothing comes for longer than Gamma gaps would have it in one trace of ten."""
     from scipy.stats import gamma
 
-    return float(gamma.isf(0.1 / n, shape)) / shape
+    improbable = float(gamma.isf(0.1 / len(arrival), shape)) / shape
+    length = np.diff(arrival) / usual
+    longest = np.argsort(-length, kind="stable")[:MOST_SILENCES]
+    return np.sort(longest[length[longest] > improbable])
 
 
 def _unfolded(
