@@ -36,7 +36,7 @@ def load(deployment: str | Path | Mapping[str, Any]) -> Deployment:
 
 def read_trace(path: str | Path) -> Requests:
     """Return the requests of a trace file in any format that Sonde knows, as columns sorted by arrival."""
-    from sonde.workload import read
+    from sonde.workload.readers import read
 
     return read(path)
 

@@ -1,6 +1,6 @@
 """How fast Sonde is here. Every case runs in a process of its own, so that its peak memory is its own too.
 
-`measure` runs the cases; `python -m sonde.bench CASE [TRACE]` runs one and prints its row as JSON.
+`measure` runs the cases; `python -m sonde.bench CASE OUT [TRACE]` runs one and writes its row to OUT as JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROFILE, REQUESTS, MANY = "azure-conv-2023", 19_366, 10_000_000
 REPEATS = 9
+_ALONE = ("-m", "sonde.bench")
 
 #: what the simulation cases run on: 4 replicas of an 8B model
 REPLICA = {"model": "llama-3.1-8b", "device": "h100-sxm", "batching": {"policy": "chunked", "token_budget": 2048}}
@@ -95,9 +96,11 @@ def measure(
 
 
 def _in_process(name: str, trace: Path | None) -> Row:
-    """Return the row that a process of its own prints."""
-    command = [sys.executable, "-m", "sonde.bench", name, *([str(trace)] if trace else [])]
-    return Row(**json.loads(_output(name, command)))
+    """Return the row that a process of its own writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "row.json"
+        _run(name, [*_ALONE, name, str(out), *([str(trace)] if trace else [])])
+        return Row(**json.loads(out.read_text(encoding="utf-8")))
 
 
 def _on_many(name: str, trace: Path | None) -> Row:
@@ -117,22 +120,24 @@ def _timed(name: str, trace: Path | None, *, command: Sequence[str], cold: bool 
     for _ in range(1 if cold else REPEATS):
         with tempfile.TemporaryDirectory() as empty:
             start = time.perf_counter()
-            _output(name, [sys.executable, *command], **({"NUMBA_CACHE_DIR": empty} if cold else {}))
+            _run(name, command, **({"NUMBA_CACHE_DIR": empty} if cold else {}))
             walls.append(time.perf_counter() - start)
     return Row(name, None, None, None, None, None, min(walls))
 
 
-def _output(name: str, command: list[str], **environment: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+def _run(name: str, arguments: Sequence[str], **environment: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
     if done.returncode:
         raise CannotError(f"{name} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return done.stdout
 
 
 def _requests(trace: Path | None) -> Requests:
-    from sonde.workload import generate, profile, read
+    from sonde.workload.generate import generate
+    from sonde.workload.readers import read
 
-    return read(trace) if trace else generate(profile(PROFILE), requests=REQUESTS, seed=0)
+    return read(trace) if trace else generate(PROFILE, count=REQUESTS)
 
 
 def _write(trace: Requests, file: Path) -> None:
@@ -197,7 +202,7 @@ class Case(NamedTuple):
     slow: bool = False
 
 
-_FIRST = ("-m", "sonde.bench", "first simulation")
+_FIRST = (*_ALONE, "first simulation", os.devnull)
 CASES: dict[str, Case] = {
     "colocated, chunked": Case(_in_process, _colocated),
     "plan": Case(_in_process, _plan),
@@ -232,5 +237,6 @@ def _child(name: str, trace: Path | None) -> Row:
 
 
 if __name__ == "__main__":
-    _row = _child(sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-    sys.stdout.write(json.dumps(_row._asdict()))
+    _case, _out, *_trace = sys.argv[1:]
+    _row = _child(_case, Path(_trace[0]) if _trace else None)
+    Path(_out).write_text(json.dumps(_row._asdict()), encoding="utf-8")

@@ -45,7 +45,7 @@ def test_version(sonde_cli: Callable[..., Ended]) -> None:
         (["frobnicate"], "No such command 'frobnicate'"),
         (["plan"], "Missing argument 'SCENARIO'"),
         (["plan", "nowhere.yaml"], "nowhere.yaml"),
-        (["plan", "nowhere.yaml", "--colour"], "No such option: --colour"),
+        (["plan", "nowhere.yaml", "--colour"], "--colour"),
         (["simulate", "nowhere.yaml", "--profile", "azure-conv-2023"], "nowhere.yaml"),
         (["trace", "describe", "nowhere.csv"], "nowhere.csv"),
         (["trace", "generate", "azure-convo-2023"], "azure-conv-2023"),

@@ -14,10 +14,12 @@ SOURCES = sorted((ROOT / "sonde").rglob("*.py"))
 FILE_LINES, FUNCTION_LINES, KERNEL_LINES, PARAMETERS = 500, 60, 80, 6
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-#: joined here so that this file does not hold what it looks for
+#: put together here, so that this file does not hold what it looks for
+FOLDERS = ("/".join(("", folder, "")) for folder in ("root", "work", "home"))
+NOTES = ("".join(halves) for halves in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")))
 FORBIDDEN = {
-    "a path of one machine": re.compile("|".join(f"(?<![\\w.]){part}" for part in ("/root/", "/work/", "/home/"))),
-    "a note to self": re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK)\b"),
+    "a path of one machine": re.compile("|".join(rf"(?<![\w.]){folder}" for folder in FOLDERS)),
+    "a note to self": re.compile(rf"\b({'|'.join(NOTES)})\b"),
     "the number of an issue": re.compile(r"\b(?:[Ii]ssue|PR) #?\d+\b"),
 }
 

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,7 +73,7 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, le
 _UNITS = (
     (re.compile(r"bytes"), "bytes"), (re.compile(r"^bandwidth$"), "bandwidth"), (re.compile(r"^flops$"), "compute"),
     (re.compile(r"parameters|flops_per_token|^elements"), "count"), (re.compile(r"usd_per_hour"), "price"),
-    (re.compile(r"_w$"), "power"), (re.compile(r"_s$"), "time"),
+    (re.compile(r"_w$"), "power"), (re.compile(r"_per_s$"), "rate"), (re.compile(r"_s$"), "time"),
 )  # fmt: skip
 
 
@@ -99,6 +100,8 @@ def _leaves(row: Mapping[str, object], indent: str, unit: str) -> Iterator[tuple
 
 
 def _leaf(value: object, unit: str) -> str:
+    if isinstance(value, list) and len(value) > 12 and all(isinstance(item, (int, float)) for item in value):
+        return _curve(value)
     if isinstance(value, list):
         return ", ".join(_leaf(item, unit) for item in value) or "-"
     if isinstance(value, bool) or value is None:
@@ -108,6 +111,15 @@ def _leaf(value: object, unit: str) -> str:
             return units.show(float(value), unit)
         return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
     return str(value)
+
+
+def _curve(values: Sequence[float], width: int = 60) -> str:
+    """Return a curve of blocks, each the mean of its share of the values."""
+    share = max(len(values) / width, 1.0)
+    starts = [int(i * share) for i in range(min(len(values), width))] + [len(values)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(starts)]
+    top = max(means) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * mean / top))] for mean in means)
 
 
 @contextmanager

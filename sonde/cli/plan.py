@@ -55,7 +55,7 @@ def _show(result: PlanResult, top: int) -> None:
     screen = console()
     if result.plans:
         screen.print(tables.plan_table(result, top))
-    screen.print(tables.rejections(result, top))
+    screen.print(tables.rejection_table(result, top))
 
 
 def _end(result: PlanResult) -> None:

@@ -15,6 +15,7 @@ from sonde.errors import InputError, unknown
 if TYPE_CHECKING:
     from sonde.catalogue.device import Device
     from sonde.catalogue.model import Model
+    from sonde.workload.profile import Profile
 
 Row = dict[str, Any]
 PURCHASES = ("on-demand", "spot", "owned")
@@ -56,9 +57,9 @@ def listing(kind: str) -> list[Row]:
 
         return [_device_line(device(name)) for name in device_names()]
     if kind == "profiles":
-        from sonde.workload.profile import profile_names
+        from sonde.workload.profile import profile, profile_names
 
-        return [{"name": name, "profile": _profile_line(name)} for name in profile_names()]
+        return [_profile_line(profile(name)) for name in profile_names()]
     from sonde.policies import batching, routing
 
     return [_policy_line("batching", name, policy.function) for name, policy in batching.POLICIES.items()] + [
@@ -129,6 +130,13 @@ def _device_line(device: Device) -> Row:
     }  # fmt: skip
 
 
+def _profile_line(profile: Profile) -> Row:
+    return {
+        "name": profile.name, "source": profile.source, "date": profile.date, "requests": profile.requests,
+        "span_s": profile.span_s, "mean_per_s": profile.requests / profile.span_s,
+    }  # fmt: skip
+
+
 def _policy_line(kind: str, name: str, function: Callable[..., Any]) -> Row:
     return {"name": name, "kind": kind, "does": (function.__doc__ or "").strip().partition("\n")[0]}
 
@@ -144,7 +152,10 @@ _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("memory_bytes", "memory", "bytes"), ("bandwidth", "bandwidth", "bandwidth"), ("peak_w", "peak", "power"),
         *((purchase, purchase, "price") for purchase in PURCHASES),
     ),
-    "profiles": (("name", "profile", ""), ("source", "fitted from", ""), ("date", "date", "")),
+    "profiles": (
+        ("name", "profile", ""), ("source", "fitted from", ""), ("date", "date", ""), ("requests", "requests", "count"),
+        ("span_s", "over", "time"), ("mean_per_s", "rate", "rate"),
+    ),
     "policies": (("name", "policy", ""), ("kind", "kind", ""), ("does", "what it does", "")),
 }  # fmt: skip
 

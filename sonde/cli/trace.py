@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sonde.cli.output import emit, fields, json_option, note
+from sonde.units import parse
 
 if TYPE_CHECKING:
     from sonde.workload.requests import Requests
@@ -39,14 +40,14 @@ def describe(file: Path, as_json: bool) -> None:
 @json_option
 def fit(file: Path, out: Path, name: str | None, source: str, as_json: bool) -> None:
     """Fit a profile from FILE: derived statistics only, small enough to share, from which traffic can be drawn."""
-    from sonde.workload.profile import dump, fit as fitted
+    from sonde.workload import profile
     from sonde.workload.readers import read
 
-    profile = fitted(read(file), name or file.name.partition(".")[0], source or file.name)
-    dump(profile, out)
+    fitted = profile.fit(read(file), name or file.name.partition(".")[0], source or file.name)
+    profile.save(fitted, out)
     note(f"profile: {out}")
-    row = profile.model_dump(mode="json")
-    emit(row) if as_json else None
+    if as_json:
+        emit(fitted.model_dump(mode="json"))
 
 
 @trace.command()
@@ -70,21 +71,32 @@ def generate(
 
     With --json, stdout holds a description of what was drawn, and the traffic itself goes to --out only.
     """
-    from sonde.workload.describe import describe as summary
+    from sonde.workload import describe, generate
+
+    drawn = generate.generate(
+        profile,
+        rate=None if rate is None else parse(rate, "rate", "--rate"),
+        duration_s=None if duration is None else parse(duration, "time", "--duration"),
+        count=requests,
+        seed=seed,
+    )
+    if as_json:
+        emit(describe.describe(drawn))
+    if out is not None or not as_json:
+        _write(drawn, out)
 
 
 def _write(requests: Requests, out: Path | None) -> None:
     import polars
 
-    frame = polars.DataFrame(
-        {
-            "arrival_s": requests.arrival_s,
-            "prompt_tokens": requests.prompt_tokens,
-            "output_tokens": requests.output_tokens,
-            "session": requests.session,
-            "priority": requests.priority,
-        }
-    )
+    columns = {
+        "arrival_s": requests.arrival_s,
+        "prompt_tokens": requests.prompt_tokens,
+        "output_tokens": requests.output_tokens,
+    }
+    if (requests.session >= 0).any():
+        columns["session"] = requests.session
+    frame = polars.DataFrame(columns)
     if out is None:
         sys.stdout.write(frame.write_csv())
     else:
