@@ -47,9 +47,10 @@ class CannotError(SondeError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the known word closest to `word`, or an empty string."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    """Return " (did you mean 'x'?)" for the known word closest to `word` in any case, or an empty string."""
+    lowered = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
+    return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
 def unknown(path: str, word: str, known: Iterable[str], what: str = "name") -> InputError:

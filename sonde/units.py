@@ -70,7 +70,7 @@ def parse(value: object, dimension: str, path: str = "value", *, zero: bool = Fa
     """
     if isinstance(value, str):
         number = _read(value, dimension, path)
-    elif isinstance(value, Real) and not isinstance(value, bool):
+    elif isinstance(value, (int, float, Real)) and not isinstance(value, bool):
         number = _float(value)
     else:
         raise InputError(path, value, f"must be a {dimension} such as {_EXAMPLES[dimension]}")
@@ -101,7 +101,7 @@ def _read(text: str, dimension: str, path: str) -> float:
     return -number if sign == "-" else number
 
 
-def _float(value: Real) -> float:
+def _float(value: float | Real) -> float:
     try:
         return float(value)
     except OverflowError:

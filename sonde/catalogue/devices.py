@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from sonde.catalogue.device import Device, Link
 from sonde.catalogue.rows import Attribute, Source, read, schema, sources, table, value
-from sonde.errors import InputError, unknown
+from sonde.errors import InputError, nearest, unknown
 from sonde.units import parse
 
 #: keys of `Device.flops`, from the widest to the narrowest
@@ -37,7 +37,8 @@ def device(name: str) -> Device:
     """Return the device called `name`, by its name or an alias, in any case. Raises InputError where there is none."""
     found = _by_name().get(name.strip().lower())
     if found is None:
-        raise unknown("device", name, _by_name(), "device")
+        known = ", ".join(device_names())
+        raise InputError("device", name, f"no such device{nearest(name.lower(), _by_name())}", f"known: {known}")
     return found
 
 

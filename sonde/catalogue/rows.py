@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -145,7 +145,7 @@ def _sources(text: str, _: str, path: str) -> tuple[str, ...]:
     return keys
 
 
-_READ = {
+_READ: dict[str, Callable[[str, str, str], object]] = {
     "text": _text,
     "name": _name,
     "names": lambda text, unit, path: tuple(_name(word, unit, path) for word in text.split()),

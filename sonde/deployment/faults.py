@@ -56,11 +56,13 @@ def fault(error: ValidationError, data: object, root: type[BaseModel], where: Ca
 
     `data` is what was validated and `root` its type; `where` maps a path to the place in a file, or "".
     """
-    found: dict[str, InputError] = {}
+    by_path: dict[str, list[InputError]] = {}
     for detail in error.errors(include_url=False):
         one = _fault(detail, data, root, where)
-        found.setdefault(one.path, one)
-    first, *others = sorted(found.values(), key=lambda one: isinstance(one.value, type(MISSING)))
+        if detail["type"] != "too_short" or not one.value:  # a list of which an entry is wrong counts as too short
+            by_path.setdefault(one.path, []).append(one)
+    found = [_any_of(branches) for branches in by_path.values()]
+    first, *others = sorted(found, key=lambda one: one.value is MISSING)
     if others:
         more = (
             f"{len(others)} more: {', '.join(other.path for other in others[:4])}{', ...' if len(others) > 4 else ''}"
@@ -68,6 +70,17 @@ def fault(error: ValidationError, data: object, root: type[BaseModel], where: Ca
         consequence = f"{first.consequence}; and {more}" if first.consequence else f"and {more}"
         return InputError(first.path, first.value, first.allowed, consequence, where=first.where)
     return first
+
+
+def _any_of(branches: list[InputError]) -> InputError:
+    """Return the one error about a value that fits no branch of a union: a number that is wrong, or what would do."""
+    first = branches[0]
+    finite = [branch for branch in branches if branch.allowed == _ALLOWED["finite_number"]]
+    if finite or len(branches) == 1:
+        return (finite or branches)[0]
+    kinds = list(dict.fromkeys(branch.allowed.removeprefix("must be ") for branch in branches))
+    allowed = f"must be {', '.join(kinds[:-1])} or {kinds[-1]}" if len(kinds) > 1 else first.allowed
+    return InputError(first.path, first.value, allowed, first.consequence, where=first.where)
 
 
 def brief(value: object) -> object:
@@ -79,7 +92,8 @@ class _Brief:
     """Stands for a value that is too long to print in full."""
 
     def __init__(self, value: object) -> None:
-        shorten = reprlib.Repr(maxstring=50, maxother=50, maxdict=3, maxlist=3, maxlevel=2)
+        shorten = reprlib.Repr()
+        shorten.maxstring, shorten.maxother, shorten.maxdict, shorten.maxlist, shorten.maxlevel = 50, 50, 3, 3, 2
         self.text = shorten.repr(value)
 
     def __repr__(self) -> str:

@@ -34,8 +34,8 @@ class WorkloadChoice(Choice):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.trace is None) == (self.profile is None):
-            given = "both" if self.trace else "neither"
-            refuse("trace", given, "needs exactly one of `trace` (a file) and `profile` (a name or a file)")
+            given = "both trace and profile" if self.trace else "neither trace nor profile"
+            refuse("", given, "needs exactly one of `trace` (a file) and `profile` (a name or a file)")
         return self
 
 
@@ -79,6 +79,6 @@ class Scenario(Choice):
 
     @model_validator(mode="after")
     def _every_kind_once(self) -> Self:
-        for device, purchase in repeated((kind.device.lower(), kind.purchase) for kind in self.hardware):  # type: ignore[misc]
-            refuse("hardware", f"{device} ({purchase})", "is there twice", "add up their `max` in one entry")
+        for name in repeated(f"{kind.device.lower()} ({kind.purchase})" for kind in self.hardware):
+            refuse("hardware", name, "is there twice", "add up their `max` in one entry")
         return self

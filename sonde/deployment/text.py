@@ -41,13 +41,16 @@ class _Dumper(yaml.SafeDumper):
 
 for _tag, (_pattern, _first) in _RESOLVERS.items():
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))  # type: ignore[no-untyped-call]
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), list(_first))
 _Loader.add_constructor(
     "tag:yaml.org,2002:int", lambda _, node: int(node.value.replace("_", ""), 0 if "x" in node.value else 10)
 )
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _float(node.value))
 
 Lines = dict[str, int]
+
+#: aliases let a short text stand for a tree without end
+MOST_NODES = 100_000
 
 
 def read(text: str, where: str) -> tuple[Any, Lines]:
@@ -65,10 +68,12 @@ def read(text: str, where: str) -> tuple[Any, Lines]:
         at = f"{where}, line {mark.line + 1}, column {mark.column + 1}" if mark else where
         found = text.splitlines()[mark.line].strip() if mark and mark.line < len(text.splitlines()) else ""
         raise InputError(at, found, f"is not YAML: {error.problem or error.context}", "nothing was read") from None
+    except RecursionError:
+        raise InputError(where, text[:40], "is nested too deeply", "nothing was read") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(where, text[:40], f"is not YAML: {' '.join(str(error).split())}", "nothing was read") from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def write(tree: Mapping[str, Any]) -> str:
@@ -90,8 +95,8 @@ def file(source: str | Path, what: str) -> str:
         raise InputError(what, str(source), "is a folder; name a YAML file in it") from None
     except UnicodeDecodeError:
         raise InputError(what, str(source), "is not text in UTF-8; it should be YAML") from None
-    except OSError as error:
-        raise InputError(what, str(source), f"cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(what, str(source), f"cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def join(path: str, key: object) -> str:
@@ -104,19 +109,23 @@ def join(path: str, key: object) -> str:
 def _build(loader: _Loader, node: yaml.Node, path: str, lines: Lines, where: str, above: tuple[int, ...]) -> Any:
     lines[path] = node.start_mark.line + 1
     if id(node) in above:
-        raise InputError(f"{where}, line {lines[path]}", path, "contains itself", "an alias points at what holds it")
+        at = f"{where}, line {lines[path]}"
+        raise InputError(path, "an alias", "contains itself", "it would have no end", where=at)
+    if len(lines) > MOST_NODES:
+        raise InputError(where, f"more than {MOST_NODES} nodes", "is too much for a scenario or a deployment")
     if isinstance(node, yaml.SequenceNode):
         below = (*above, id(node))
         return [_build(loader, item, join(path, i), lines, where, below) for i, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node)
     _refuse_twice(node, path, where)
     loader.flatten_mapping(node)
     tree = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         if isinstance(key, (list, dict)):
-            raise InputError(f"{where}, line {key_node.start_mark.line + 1}", str(key), "cannot be a key")
+            at = f"{where}, line {key_node.start_mark.line + 1}"
+            raise InputError(path, key, "cannot be a key: keys are text", where=at)
         tree[key] = _build(loader, value_node, join(path, str(key)), lines, where, (*above, id(node)))
         lines[join(path, str(key))] = key_node.start_mark.line + 1
     return tree
@@ -127,10 +136,8 @@ def _refuse_twice(node: yaml.MappingNode, path: str, where: str) -> None:
     for key, _ in node.value:
         line = key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.value in seen and key.value != "<<":
-            at = f"{where}, line {line}: {join(path, key.value)}"
-            raise InputError(
-                at, key.value, f"is there twice, first in line {seen[key.value]}", "one of the two would be lost"
-            )
+            allowed, consequence = f"is there twice, first in line {seen[key.value]}", "one of the two would be lost"
+            raise InputError(join(path, key.value), key.value, allowed, consequence, where=f"{where}, line {line}")
         seen[str(key.value)] = line
 
 
