@@ -6,6 +6,7 @@ import pytest
 from cost_models import A100, H100
 
 import sonde.catalogue.efficiencies as module
+from sonde.catalogue.devices import device, device_names
 from sonde.catalogue.efficiencies import efficiencies, engines
 from sonde.errors import InputError
 
@@ -50,3 +51,19 @@ def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="did you mean 'distserve'"):
         efficiencies(A100, "distserv")
     assert {"distserve", "sarathi"} <= set(engines())
+
+
+def test_scopes_name_what_the_catalogue_holds() -> None:
+    kinds = {device(name).kind for name in device_names()}
+    for found in module._rows():
+        if found["scope"] == "device":
+            assert device(found["name"]).name == found["name"]
+        if found["scope"] == "kind":
+            assert found["name"] in kinds
+
+
+def test_every_device_of_the_catalogue_has_all_efficiencies() -> None:
+    for name in device_names():
+        found = efficiencies(device(name))
+        assert 0 < found.gemm.narrow <= found.gemm.compute <= 1
+        assert 0 < found.memory.usable <= 1

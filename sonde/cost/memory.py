@@ -82,7 +82,7 @@ def weight_bytes(part: Shard) -> float:
     table = model.embedding_parameters / part.tensor * part.table_bytes
     whole = replica.pipeline_parallel == 1
     tables = 2 * table if whole and not model.tied_embeddings else table
-    other = model.other_parameters * part.table_bytes
+    other = (model.other_parameters + model.vectors) * part.table_bytes
     return layers / (replica.pipeline_parallel * _even_stages(part)) + tables + other
 
 
