@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.catalogue.configs import read_config
+from sonde.catalogue.configs.families import FAMILIES
 from sonde.catalogue.describe import causal_pairs, decode_flops, describe_model, prefill_flops
 from sonde.catalogue.model import Mixer, Model
 from sonde.catalogue.models import model, model_names, model_rows
@@ -177,6 +178,17 @@ def test_description_is_json_with_the_figures() -> None:
     assert facts["flops_per_token"]["prefill"] == round(prompt / 1000)
     for name in model_names():
         json.dumps(describe_model(model(name)))
+
+
+def test_long_context_of_deepseek_v4_costs_what_its_paper_says() -> None:
+    """Its model card: 27 % of the FLOP that V3.2 takes for a token at a context of a million."""
+    ratio = decode_flops(model("deepseek-v4-pro"), 1_000_000) / decode_flops(model("deepseek-v3.2"), 1_000_000)
+    assert ratio == pytest.approx(0.27, abs=0.01)
+
+
+def test_docs_name_every_family() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    assert [family for family in FAMILIES if f"`{family}`" not in page] == []
 
 
 @given(tokens=st.integers(1, 300), window=st.integers(0, 400))

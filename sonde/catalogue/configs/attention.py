@@ -47,9 +47,10 @@ def grouped(f: Fields, layer: int) -> Mixers:
         cache_saturates=window > 0,
         vectors=_vectors(f, hidden, query + key_value, (heads, kv_heads, key_dim)),
     )
-    sparse = f.get("sparse_attention_config")
-    if sparse and f.part("sparse_attention_config").at("sparse_attention_freq", layer):
-        return _block_sparse(f, attention, hidden)
+    if f.get("sparse_attention_config"):
+        sparse = f.part("sparse_attention_config")
+        if sparse.flag("use_sparse_attention", default=True) and sparse.at("sparse_attention_freq", layer):
+            return _block_sparse(f, attention, hidden)
     return (attention,)
 
 

@@ -88,7 +88,7 @@ def by_layer_type(linear_kind: Callable[[Fields, int], Mixers]) -> Callable[[Fie
         if kind is None:
             every = f.count("full_attention_interval")
             kind = "full_attention" if (layer + 1) % every == 0 else "linear_attention"
-        return linear_kind(f, layer) if kind == "linear_attention" else grouped(f, layer)
+        return linear_kind(f, layer) if kind in ("linear_attention", "mamba") else grouped(f, layer)
 
     return read
 
@@ -142,6 +142,7 @@ _HEAD_NORM = {"qk_norm": "head"}
 _GEMMA = {"mixer_norms": 2, "forward_norms": 2}
 _CLASSIC = {"norm_parts": 2, "gated": False, "bias": True, "four_times": True}
 _SPARSE_DEEPSEEK = {"router_bias": True}
+_QWEN_HYBRID = {"attn_output_gate": True, "full_attention_interval": 4}
 _DELTA = {"qk_norm": "head", "delta_rule": True, "shared_gate": True}
 
 #: model_type -> family
@@ -156,6 +157,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": Family(settings=_HEAD_NORM),
     "phi3": Family(settings={"windowed": _always}),
     "glm": Family(settings={"output_bias": False}),
+    "glm4": Family(settings={**_GEMMA, "output_bias": False}),
+    "qwen2_5_vl": Family(settings={"qkv_bias": True, "windowed": _qwen_window}),
+    "smollm3": Family(defaults=_TIED),
+    "seed_oss": Family(settings={"output_bias": False}),
+    "cohere": Family(settings={"forward_norms": 0}, defaults=_TIED),
+    "cohere2": Family(
+        settings={"forward_norms": 0, "windowed": _all_but_every}, defaults={**_TIED, "sliding_window_pattern": 4}
+    ),
     "olmo": Family(settings={"norm_parts": 0}),
     "olmo2": Family(settings={"qk_norm": "full"}),
     "nemotron-nas": Family(attention.searched, feedforward.searched_forward),
@@ -180,6 +189,7 @@ FAMILIES: dict[str, Family] = {
         defaults={**_TIED, "max_position_embeddings": 2048},
     ),
     "phi": Family(settings={**_CLASSIC, "forward_norms": 0}, extras=_head_bias),
+    "starcoder2": Family(settings={**_CLASSIC, "windowed": _always}, defaults=_TIED),
     # mixtures of experts
     "mixtral": Family(forwards=mixture, settings={"windowed": _always}),
     "phimoe": Family(
@@ -191,6 +201,9 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": Family(forwards=mixture, settings=_HEAD_NORM),
     "olmoe": Family(forwards=mixture, settings={"qk_norm": "full"}),
     "granitemoe": Family(forwards=mixture, defaults=_TIED),
+    "dots1": Family(forwards=mixture, settings={**_HEAD_NORM, "router_bias": True}),
+    "bailing_moe_v2": Family(forwards=mixture, settings={**_HEAD_NORM, "router_bias": True}),
+    "ernie4_5_moe": Family(forwards=mixture, settings={"router_bias": True}, defaults=_TIED),
     "glm4_moe": Family(forwards=mixture, settings={**_HEAD_NORM, "router_bias": True, "output_bias": False},
                        defaults={"use_qk_norm": False}),
     "gpt_oss": Family(
@@ -209,14 +222,15 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": Family(latent, mixture),
     "deepseek_v3": Family(latent, mixture, settings=_SPARSE_DEEPSEEK),
     "deepseek_v32": Family(latent, mixture, settings=_SPARSE_DEEPSEEK),
+    "glm4_moe_lite": Family(latent, mixture, settings=_SPARSE_DEEPSEEK),
     "kimi_k2": Family(latent, mixture, settings=_SPARSE_DEEPSEEK),
     "glm_moe_dsa": Family(latent, mixture, settings=_SPARSE_DEEPSEEK),
     "deepseek_v4": Family(attention.compressed, mixture, settings=_SPARSE_DEEPSEEK),
     # linear attention and hybrids
-    "qwen3_next": Family(by_layer_type(linear.gated_delta), mixture, settings=_DELTA,
-                         defaults={"attn_output_gate": True, "full_attention_interval": 4}),
-    "qwen3_5": Family(by_layer_type(linear.gated_delta), dense, settings=_DELTA),
-    "qwen3_5_moe": Family(by_layer_type(linear.gated_delta), mixture, settings=_DELTA),
+    "qwen3_next": Family(by_layer_type(linear.gated_delta), mixture, settings=_DELTA, defaults=_QWEN_HYBRID),
+    "qwen3_5": Family(by_layer_type(linear.gated_delta), dense, settings=_DELTA, defaults=_QWEN_HYBRID),
+    "qwen3_5_moe": Family(by_layer_type(linear.gated_delta), mixture, settings=_DELTA, defaults=_QWEN_HYBRID),
+    "granitemoehybrid": Family(by_layer_type(linear.mamba2), mixture, defaults=_TIED),
     "kimi_linear": Family(_kimi_hybrid, mixture, settings={**_SPARSE_DEEPSEEK, "delta_rule": True}),
     "minimax_text_01": Family(_lightning_hybrid, mixture),
     "nemotron_h": Family(_block_mixer, _block_forward, settings={"gated": False, "router_bias": True}),
@@ -226,5 +240,5 @@ FAMILIES: dict[str, Family] = {
 ALIASES: dict[str, str] = {
     "gemma3_text": "gemma3", "gemma4_text": "gemma4", "llama4_text": "llama4", "minimax_m1": "minimax_text_01",
     "minimax": "minimax_text_01", "deepseek_ref": "deepseek_v4", "refinedweb": "falcon", "refinedwebmodel": "falcon",
-    "olmo3": "olmo2", "glm4": "glm",
+    "olmo3": "olmo2",
 }  # fmt: skip

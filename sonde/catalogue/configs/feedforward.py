@@ -47,7 +47,7 @@ def mixture(f: Fields, layer: int) -> Forwards:
         return dense(f, layer)
     hidden = _hidden(f)
     experts = f.count("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts")
-    top_k = f.count("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
+    top_k = f.count("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_k",
                   default=f.setting("top_k"))  # fmt: skip
     if top_k > experts:
         raise f.error("num_experts_per_tok", top_k, f"must be at most the {experts} experts")
@@ -83,7 +83,7 @@ def _shared_width(f: Fields, inner: int) -> int:
     """Return the inner width of all shared experts together."""
     if f.setting("shared_like_routed"):
         return inner
-    count = f.count("n_shared_experts", "num_shared_experts", default=0, least=0)
+    count = f.count("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", default=0, least=0)
     each = f.count("moe_shared_expert_intermediate_size", "share_expert_dim", default=inner)
     alone = f.count("shared_expert_intermediate_size", "shared_intermediate_size", default=0, least=0)
     return alone or count * each
@@ -106,7 +106,7 @@ def _is_mixture(f: Fields, layer: int) -> bool:
     if step:
         return (layer + 1) % step == 0
     first = f.count("first_k_dense_replace", "moe_layer_start_index", default=0, least=0)
-    return layer >= first and layer % f.count("moe_layer_freq", default=1) == 0
+    return layer >= first and layer % f.count("moe_layer_freq", "moe_layer_interval", default=1) == 0
 
 
 def searched_forward(f: Fields, layer: int) -> Forwards:

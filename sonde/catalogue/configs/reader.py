@@ -46,7 +46,7 @@ def read_config(
         layers=layers,
         hidden=hidden,
         vocabulary=f.count("vocab_size"),
-        context=f.count("max_position_embeddings", "n_positions", "seq_length", "max_sequence_length", "n_ctx",
+        context=f.count("max_position_embeddings", "n_positions", "seq_length", "model_max_length", "n_ctx",
                       default=2048),
         mixers=mixers,
         feedforwards=forwards,
@@ -104,10 +104,7 @@ def _added(parts: Iterable[Part]) -> tuple[Part, ...]:
 def _tower(whole: Fields, hidden: int) -> int:
     """Return the weights of the vision tower, 0 where there is none."""
     reader = TOWERS.get(str(whole.get("model_type", default="")))
-    nested = any(isinstance(whole.get(key), Mapping) for key in _NESTED)
-    if reader is None or not nested:
-        return 0
     vision = whole.get("vision_config")
-    if vision is None and whole.get("model_type") != "llama4":
+    if reader is None or (vision is None and whole.get("model_type") != "llama4"):
         return 0
     return reader(whole.part("vision_config") if vision is not None else Fields({}, path=whole.path), hidden)

@@ -29,6 +29,16 @@ def qwen_tower(v: Fields, text_hidden: int) -> int:
     )  # fmt: skip
 
 
+def qwen2_tower(v: Fields, text_hidden: int) -> int:
+    """Return the weights of the vision tower of Qwen2.5-VL: a gated MLP with biases, norms without."""
+    hidden, merge, depth = v.count("hidden_size"), v.count("spatial_merge_size") ** 2, v.count("depth")
+    patch = 3 * v.count("temporal_patch_size") * v.count("patch_size") ** 2
+    merged = merge * hidden
+    merger = merged * merged + merged + (merged + 1) * v.count("out_hidden_size", default=text_hidden) + hidden
+    layers = _encoder(depth, hidden, v.count("intermediate_size"), matrices=3) - depth * 2 * hidden
+    return layers + patch * hidden + merger
+
+
 def moon_tower(v: Fields, text_hidden: int) -> int:
     """Return the weights of the vision tower of Kimi K2.5 and K3 (MoonViT)."""
     hidden, depth = v.count("vt_hidden_size"), v.count("vt_num_hidden_layers")
@@ -68,6 +78,7 @@ def llama4_tower(v: Fields, text_hidden: int) -> int:
 #: model_type of the whole -> reader of its `vision_config`
 TOWERS: dict[str, Callable[[Fields, int], int]] = {
     "qwen3_vl": qwen_tower, "qwen3_vl_moe": qwen_tower, "qwen3_5": qwen_tower, "qwen3_5_moe": qwen_tower,
+    "qwen2_5_vl": qwen2_tower,
     "kimi_k25": moon_tower, "kimi_k3": moon_tower, "gemma3": gemma_tower, "gemma4": gemma_tower,
     "llama4": llama4_tower,
 }  # fmt: skip
