@@ -83,7 +83,7 @@ def draw_plans(trace: Requests, count: int, model: str) -> tuple[Plan, ...]:
         usd = price * tensor * replicas
         outcome = draw_outcome(trace, slow * (1.15 - 0.15 * tensor) * rng.uniform(0.9, 1.1), replicas, usd, i)
         weights: Precision = "fp8" if i % 3 else "bf16"
-        label = f"{replicas} × {device} tp{tensor} {weights}, chunked 2048"
+        label = f"{replicas} × {device} tp{tensor} {weights}, chunked 2048, batch 256"
         drawn.append((usd, label, draw_deployment(device, replicas, tensor, weights, model), outcome))
     drawn.sort(key=lambda row: (row[0], row[3].quantile("e2e", 0.99)))
     best, plans = np.inf, []

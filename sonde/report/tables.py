@@ -72,8 +72,8 @@ class Fitted:
 def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
     """Return the `top` cheapest plans that hold, ranked, with the bound beneath; words alone where none holds."""
     if not result.plans:
-        best = f" The best that was reached: {result.best_failing}" if result.best_failing else ""
-        return Text(f"No deployment on the hardware allowed holds every objective.{best}", style=BAD)
+        best = f"; {result.best_failing}" if result.best_failing else ""
+        return Text(f"No deployment on the hardware allowed holds every objective{best}.", style=BAD)
     plans = result.plans[:top]
     bound = result.bound_usd_per_hour
     columns = [

@@ -116,14 +116,14 @@ def bars(objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str
 
 
 def describe(deployment: Deployment) -> str:
-    """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048"."""
+    """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 256"."""
     words = []
     for pool in deployment.pools:
         replica = pool.replica
         pipeline = f" pp{replica.pipeline_parallel}" if replica.pipeline_parallel > 1 else ""
         words.append(
             f"{pool.replicas} × {replica.device} tp{replica.tensor_parallel}{pipeline} {replica.weights}, "
-            f"{replica.batching.policy} {replica.batching.token_budget}"
+            f"{replica.batching.policy} {replica.batching.token_budget}, batch {replica.batching.max_batch}"
         )
     return " + ".join(words)
 

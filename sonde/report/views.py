@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-
-import yaml
+from typing import Any
 
 from sonde import __version__
+from sonde.deployment.scenario import Scenario
+from sonde.deployment.text import write
 from sonde.deployment.tree import Deployment
 from sonde.metrics import QUANTILES, Metric, Objective, Outcome
 from sonde.plan.result import Plan, PlanResult
@@ -25,17 +26,13 @@ PARTS = 8  # plans whose cost is split
 HOURS_PER_MONTH = 730
 
 
-class Tree(Protocol):
-    """A pydantic model: what can be written as YAML."""
+def as_yaml(tree: Deployment | Scenario) -> str:
+    """Return a deployment in full, or a scenario as it was asked, as YAML that `load` reads back.
 
-    def model_dump(self, *, mode: str, exclude_none: bool) -> dict[str, Any]:
-        """Return the tree as plain values."""
-
-
-def as_yaml(tree: Tree) -> str:
-    """Return a deployment or a scenario as YAML that `load` reads back."""
-    plain = tree.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+    A deployment is written with what is as by default too: whoever copies it should see what it will do.
+    """
+    whole = isinstance(tree, Deployment)
+    return write(tree.model_dump(mode="json", exclude_none=True, exclude_defaults=not whole))
 
 
 def plan_view(result: PlanResult) -> View:
@@ -46,7 +43,7 @@ def plan_view(result: PlanResult) -> View:
         "title": f"{result.scenario.model}: what to run",
         "model": result.scenario.model,
         "workload": text.workload_text(result),
-        "bound": result.bound_usd_per_hour,
+        "bound": result.bound_usd_per_hour if math.isfinite(result.bound_usd_per_hour) else 0.0,
         "bound_reason": result.bound_reason,
         "best": best,
         "best_failing": result.best_failing,
