@@ -1,4 +1,4 @@
-"""Lower bounds that cannot be wrong: replicas and dollars that no scheduler could go below.
+"""Lower bounds that cannot be wrong: replicas that no scheduler could go below.
 
 Requests that arrive in a window and keep their limits are done soon after its end, so their work, priced by
 `Rates`, must fit into the replicas' time from the window's start to then. The requests that may miss are
@@ -25,7 +25,7 @@ Bools = NDArray[np.bool_]
 _GROWTH = 1.4  # from one length of window to the next
 _STARTS = 24  # windows of one length that begin within one length of each other
 _CAPS = (0.5, 0.9, 0.99, 1.0)  # shares of requests whose time limit a window waits for
-_ROUNDING = 1e-9  # relative: sums of floats may be off by so much
+ROUNDING = 1e-9  # relative: sums of floats may be off by so much
 
 
 class Peak(NamedTuple):
@@ -119,14 +119,14 @@ def _sizes(least: int, most: int) -> Iterator[int]:
 
 
 class Need(NamedTuple):
-    """What a promise needs at least, and the window that shows it. `amount` is replicas, or dollars per hour."""
+    """What a promise needs at least (replicas, dollars per hour), and the window that shows it."""
 
     amount: float
     promise: Promise
     peak: Peak
 
 
-def _loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats, hopeless: Bools) -> Peak:
+def loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats, hopeless: Bools) -> Peak:
     """Return the peak of a promise, over several cut-offs of how long a window waits for slow requests.
 
     Where a request's own limit is beyond the cut-off, only its prompt counts, for its TTFT is within. The
@@ -144,7 +144,7 @@ def _loudest(trace: Requests, promise: Promise, prompt: Floats, decode: Floats, 
     return max(peaks, key=lambda found: found.rate)
 
 
-def _priced(floor: StepFloor, demand: Work, promise: Promise) -> tuple[Floats, Floats, Bools]:
+def priced(floor: StepFloor, demand: Work, promise: Promise) -> tuple[Floats, Floats, Bools]:
     """Return the least replica-seconds of each prompt and each decoding, and who cannot keep the promise here.
 
     Decoding whose rate comes out below zero is left out, as any part of the work may be.
@@ -155,7 +155,7 @@ def _priced(floor: StepFloor, demand: Work, promise: Promise) -> tuple[Floats, F
     alone_s = {"ttft": first, "tpot": gap, "e2e": first + gap * demand.decode}
     hopeless = np.zeros(len(prompt), np.bool_)
     for item in promise.objectives:
-        hopeless |= alone_s[item.metric] > item.limit_s * (1 + _ROUNDING)
+        hopeless |= alone_s[item.metric] > item.limit_s * (1 + ROUNDING)
     return prompt, np.maximum(decode, 0.0), hopeless
 
 
@@ -170,56 +170,7 @@ def replicas_needed(
     floor, demand = step_floor(engine, any_batching=any_batching), work(trace, engine.table.window)
     best: Need | None = None
     for promise in promises(trace, objectives):
-        top = _loudest(trace, promise, *_priced(floor, demand, promise))
+        top = loudest(trace, promise, *priced(floor, demand, promise))
         if best is None or top.rate > best.amount:
             best = Need(top.rate, promise, top)
-    return (max(1, math.ceil(best.amount * (1 - _ROUNDING))) if best else 1), best
-
-
-def dollars_needed(
-    engines: Sequence[Engine], trace: Requests, objectives: Sequence[Objective]
-) -> tuple[float, Need | None]:
-    """Return dollars per hour below which no fleet of these engines, mixed in any way, holds the objectives.
-
-    Each request may be served, whole, by any replica of any kind that could serve it in time, so it costs at
-    least the cheapest of its prices there: the optimum of the linear programme that spreads work over kinds
-    of replica. What is left is rounded up to the next price that a whole number of replicas can have. The
-    engines' own batching and token budget do not matter, only their batch limit.
-    """
-    if not engines:
-        return math.inf, None
-    floors = [step_floor(engine, any_batching=True) for engine in engines]
-    demands = {engine.table.window: work(trace, engine.table.window) for engine in engines}
-    best: Need | None = None
-    for promise in promises(trace, objectives):
-        prompt, whole = np.full(trace.n, np.inf), np.full(trace.n, np.inf)
-        for engine, floor in zip(engines, floors, strict=True):
-            own, decode, hopeless = _priced(floor, demands[engine.table.window], promise)
-            np.minimum(prompt, np.where(hopeless, np.inf, engine.usd_per_hour * own), out=prompt)
-            np.minimum(whole, np.where(hopeless, np.inf, engine.usd_per_hour * (own + decode)), out=whole)
-        nobody = np.isinf(prompt)
-        decode = np.where(nobody, 0.0, whole - np.where(nobody, 0.0, prompt))
-        top = _loudest(trace, promise, prompt, decode, nobody)
-        if best is None or top.rate > best.amount:
-            best = Need(top.rate, promise, top)
-    least = min(engine.usd_per_hour for engine in engines)
-    amount = max(best.amount * (1 - _ROUNDING) if best else 0.0, least)
-    return _payable(amount, sorted({engine.usd_per_hour for engine in engines})), best
-
-
-def _payable(amount: float, prices: Sequence[float]) -> float:
-    """Return the least sum of whole multiples of `prices` that is at least `amount`."""
-    if prices[0] <= 0 or amount / prices[0] > 500:
-        return amount
-    reach = {0.0}
-    best = math.ceil(amount / prices[0] - 1e-9) * prices[0]
-    for price in sorted(prices, reverse=True):
-        grown = set()
-        for base in reach:
-            count = max(0, math.ceil((amount - base) / price - 1e-9))
-            best = min(best, base + count * price)
-            grown |= {round(base + k * price, 9) for k in range(count)}
-        reach = grown
-        if len(reach) > 3000:
-            return amount  # so many sums lie close together that rounding up would gain nothing
-    return best
+    return (max(1, math.ceil(best.amount * (1 - ROUNDING))) if best else 1), best

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -76,17 +76,6 @@ class Candidates(NamedTuple):
     kept: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
     merged: int
-
-
-def widest(candidates: Sequence[Candidate]) -> list[Engine]:
-    """Return one engine for each family, with the largest batch and memory of any in it: bounds on it hold for all."""
-    largest: dict[tuple[object, ...], Engine] = {}
-    for candidate in candidates:
-        engine, known = candidate.engine, largest.get(candidate.family, candidate.engine)
-        room = max(engine.memory.capacity_bytes, known.memory.capacity_bytes)
-        best = max(engine, known, key=lambda item: (item.max_batch, item.token_budget))
-        largest[candidate.family] = best._replace(memory=best.memory._replace(capacity_bytes=room))
-    return list(largest.values())
 
 
 def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:

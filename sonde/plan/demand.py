@@ -12,8 +12,6 @@ from sonde.errors import InputError
 from sonde.units import parse, show
 from sonde.workload.requests import Requests, scale_rate
 
-DEFAULT_SPAN_S = 3600.0
-
 
 class Demand(NamedTuple):
     """What a deployment is asked to serve, and what the reader should know about where it comes from."""
@@ -25,19 +23,26 @@ class Demand(NamedTuple):
 def demand(choice: WorkloadChoice, model: Model) -> Demand:
     """Return the requests of a scenario's workload.
 
-    Raises InputError where it names no trace and no profile, or both, and where a prompt is longer than the
-    model's context (naming the row).
+    Raises InputError where the trace cannot be read, and where a prompt is longer than the model's context
+    (naming the row).
     """
-    if (choice.trace is None) == (choice.profile is None):
-        both = "both trace and profile" if choice.trace else "neither trace nor profile"
-        raise InputError("workload", both, "needs exactly one of trace and profile", "it is unclear what to plan for")
+    from sonde.workload.readers import check_context
+
     found = _read(choice) if choice.trace is not None else _generate(choice)
-    _check_context(found.requests, model)
+    check_context(found.requests, model.context, "workload")
     return found
 
 
+def given(trace: Requests, model: Model) -> Demand:
+    """Return requests that were handed over as columns, checked against the model's context."""
+    from sonde.workload.readers import check_context
+
+    check_context(trace, model.context, "trace")
+    return Demand(trace, ())
+
+
 def _read(choice: WorkloadChoice) -> Demand:
-    from sonde.workload import read
+    from sonde.workload.readers import read
 
     whole = read(choice.trace or "")
     trace = whole._replace(arrival_s=whole.arrival_s - whole.arrival_s[0])
@@ -50,39 +55,26 @@ def _read(choice: WorkloadChoice) -> Demand:
         span = parse(choice.duration, "time", "workload.duration")
         keep = min(keep, max(1, int(np.searchsorted(trace.arrival_s, span, side="right"))))
     notes = () if keep == trace.n else (f"The first {keep:,} of {trace.n:,} requests of the trace are used.",)
-    return Demand(head(trace, keep), notes)
+    return Demand(rows(trace, keep), notes)
 
 
-def head(trace: Requests, count: int) -> Requests:
-    """Return the first `count` requests."""
-    blocks = trace.block_start[: count + 1]
+def rows(trace: Requests, stop: int, start: int = 0) -> Requests:
+    """Return requests `start` to `stop`."""
+    part, blocks = slice(start, stop), trace.block_start[start : stop + 1]
     return Requests(
-        trace.arrival_s[:count], trace.prompt_tokens[:count], trace.output_tokens[:count], trace.session[:count],
-        trace.priority[:count], blocks, trace.block_hash[: int(blocks[-1])], trace.block_tokens,
+        trace.arrival_s[part], trace.prompt_tokens[part], trace.output_tokens[part], trace.session[part],
+        trace.priority[part], blocks - blocks[0], trace.block_hash[int(blocks[0]) : int(blocks[-1])],
+        trace.block_tokens,
     )  # fmt: skip
 
 
 def _generate(choice: WorkloadChoice) -> Demand:
-    from sonde.workload import generate, profile
+    from sonde.workload.generate import generate
 
     rate = None if choice.rate is None else parse(choice.rate, "rate", "workload.rate")
     span = None if choice.duration is None else parse(choice.duration, "time", "workload.duration")
-    notes: tuple[str, ...] = ()
-    if span is None and choice.requests is None:
-        span = DEFAULT_SPAN_S
-        notes = (f"The workload gives no duration: {show(span, 'time')} of traffic is generated.",)
-    made = generate(
-        profile(choice.profile or ""), rate=rate, duration_s=span, requests=choice.requests, seed=choice.seed
-    )
-    return Demand(made, notes)
-
-
-def _check_context(trace: Requests, model: Model) -> None:
-    over = np.flatnonzero(trace.prompt_tokens > model.context)
-    if len(over):
-        row = int(over[0])
-        raise InputError(
-            f"workload row {row}: prompt_tokens", int(trace.prompt_tokens[row]),
-            f"must be at most the {model.context:,} tokens of context of {model.name}",
-            f"{len(over):,} of {trace.n:,} requests could not be served",
-        )  # fmt: skip
+    made = generate(choice.profile or "", rate=rate, duration_s=span, count=choice.requests, seed=choice.seed)
+    if span is not None or choice.requests is not None:
+        return Demand(made, ())
+    note = f"The workload gives no duration: {made.n:,} requests over {show(made.span_s, 'time')} are generated, "
+    return Demand(made, (note + "as many as the profile was fitted from.",))

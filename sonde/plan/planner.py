@@ -9,9 +9,9 @@ from typing import Any
 
 from sonde.deployment.scenario import Scenario
 from sonde.metrics import Objective, Outcome
-from sonde.plan.bounds import Need, dollars_needed
-from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates, widest
-from sonde.plan.demand import Demand, demand
+from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
+from sonde.plan.demand import demand, given
+from sonde.plan.dollars import Fleet, dollars_needed, kinds
 from sonde.plan.frontier import rank
 from sonde.plan.result import PlanResult
 from sonde.plan.sweep import Evaluate, Progress, Sweep
@@ -34,20 +34,20 @@ def plan(
     is returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
     """
     from sonde.catalogue.models import model as find
+    from sonde.deployment.check import check_scenario
     from sonde.deployment.load import load_scenario, objectives
 
     start = time.perf_counter()
-    question = scenario if isinstance(scenario, Scenario) else load_scenario(scenario)
+    question = load_scenario(scenario)
     if isinstance(trace, (str, Path)):
         workload = question.workload.model_copy(update={"trace": str(trace), "profile": None, "rate": None})
         question = question.model_copy(update={"workload": workload})
-    goals = tuple(objectives(question))
-    model = find(question.model)
-    asked = Demand(trace, ()) if isinstance(trace, tuple) else demand(question.workload, model)
+    goals, model = objectives(question), find(question.model)
+    asked = given(trace, model) if isinstance(trace, tuple) else demand(question.workload, model)
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     interrupted = sweep.run(candidates.kept, progress)
-    bound, need = dollars_needed(widest(candidates.kept), asked.requests, goals)
+    bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
     plans = rank(sweep.found)
     return PlanResult(
         scenario=question,
@@ -55,15 +55,15 @@ def plan(
         objectives=goals,
         plans=plans,
         rejected=(*candidates.rejected, *sorted(sweep.rejected, key=lambda item: item.label)),
-        bound_usd_per_hour=bound,
-        bound_reason=_bound_reason(need, len(candidates.kept)),
+        bound_usd_per_hour=bound.usd_per_hour,
+        bound_reason=_bound_reason(bound),
         candidates=sweep.simulated,
         requests_simulated=sweep.requests_simulated,
         simulations=sweep.simulations,
         elapsed_s=time.perf_counter() - start,
         interrupted=interrupted,
         best_failing="" if plans else _best_failing(sweep, candidates),
-        notes=(*asked.notes, *_notes(candidates)),
+        notes=(*asked.notes, *check_scenario(question), *_notes(candidates)),
     )
 
 
@@ -78,15 +78,17 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
     return evaluate
 
 
-def _bound_reason(need: Need | None, candidates: int) -> str:
-    if not candidates:
-        return "no candidate fits the hardware"
-    if need is None:
+def _bound_reason(bound: Fleet) -> str:
+    if not bound.replicas:
+        return "no fleet of the hardware allowed could hold"
+    if bound.need is None:
         return "the objectives set no deadline: one replica of the cheapest kind"
-    window = need.peak
+    window, count = bound.need.peak, sum(bound.replicas)
     return (
         f"{window.last - window.first + 1:,} requests from {show(window.start_s, 'time')} on must be served by "
-        f"{show(window.end_s, 'time')} ({need.promise.name}), at the least price of each over all kinds of replica"
+        f"{show(window.end_s, 'time')} ({bound.need.promise.name}): {show(bound.need.amount, 'price')} of work at the "
+        f"least price of each; the cheapest whole replicas that could serve them in time ({count}) cost "
+        f"{show(bound.usd_per_hour, 'price')}"
     )
 
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import Need, replicas_needed
-from sonde.plan.candidates import Candidate, widest
+from sonde.plan.candidates import Candidate
+from sonde.plan.dollars import kinds
 from sonde.plan.explain import Failure, explain, holds
 from sonde.plan.prune import impossible
 from sonde.plan.result import Rejection
@@ -108,7 +109,7 @@ class Sweep:
 
     def _family(self, family: Sequence[Candidate]) -> None:
         guess = 0
-        low, need = replicas_needed(widest(family)[0], self.trace, self.objectives, any_batching=True)
+        low, need = replicas_needed(kinds(family)[0].engine, self.trace, self.objectives, any_batching=True)
         for candidate in family:
             if self._stop.is_set():
                 return
