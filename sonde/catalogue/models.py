@@ -1,7 +1,8 @@
 """Models by name, or from any config.json: `model("llama-3.1-8b")`, `model("path/to/config.json")`.
 
 The rows lie in `data/models.jsonl`, one model a line: its name and aliases, the fields of its config that
-matter, the parameters that its publisher states, where that stands, and when it was read.
+matter, the parameters that its publisher states, where that stands, and when it was read. A row with `like`
+is another row with some fields of the config changed, such as its quantisation.
 """
 
 from __future__ import annotations
@@ -55,9 +56,19 @@ def model_names() -> list[str]:
 
 @cache
 def model_rows() -> tuple[Row, ...]:
-    """Return the rows of the catalogue as they are written: name, aliases, published figures, source, date."""
+    """Return the rows of the catalogue, those with `like` filled in: name, aliases, figures, source, date, config."""
     text = files("sonde.catalogue").joinpath("data/models.jsonl").read_text(encoding="utf-8")
-    return tuple(MappingProxyType(json.loads(line)) for line in text.splitlines() if line.strip())
+    rows: dict[str, Row] = {}
+    for row in (json.loads(line) for line in text.splitlines() if line.strip()):
+        base = rows[row["like"]] if "like" in row else {}
+        rows[row["name"]] = MappingProxyType({**base, **row, "config": _over(base.get("config", {}), row["config"])})
+    return tuple(rows.values())
+
+
+def _over(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `changes` over it; the nested text config is changed, any other field replaced."""
+    text = {"text_config": {**base["text_config"], **changes.get("text_config", {})}} if "text_config" in base else {}
+    return {**base, **changes, **text}
 
 
 @cache
