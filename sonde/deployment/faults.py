@@ -36,6 +36,7 @@ _ALLOWED: dict[str, str] = {
     "too_short": "needs at least {min_length}",
     "string_too_short": "must not be empty",
     "string_too_long": "may have {max_length} characters at most",
+    "string_pattern_mismatch": "must be one line of text, without control characters",
     "finite_number": "must be a finite number",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
@@ -110,6 +111,8 @@ def _fault(detail: Any, data: object, root: type[BaseModel], where: Callable[[st
         consequence = f"known here: {', '.join(known)}" if known else ""
     elif kind == "missing":
         value = MISSING
+    elif kind == "string_type" and isinstance(value, (int, float)):
+        consequence = f"write it in quotes if it is a name: '{value}'"
     elif kind == "literal_error":
         choices = [word.strip(" '") for word in str(context["expected"]).replace(" or ", ", ").split(",")]
         allowed = f"must be one of {', '.join(choices)}{nearest(str(value), choices)}"

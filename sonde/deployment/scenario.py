@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sonde.deployment.tree import Choice, Precision, refuse, repeated
+from sonde.deployment.tree import Choice, Line, Precision, refuse, repeated
 
 #: limits by metric: one limit is of p99, or a limit for each of several quantiles
 Limits = str | float | dict[str, str | float]
@@ -24,8 +24,8 @@ Several = Annotated[int, Field(ge=1)]
 class WorkloadChoice(Choice):
     """Where requests come from: exactly one of a trace file or a profile (by name or file)."""
 
-    trace: str | None = Field(default=None, min_length=1)
-    profile: str | None = Field(default=None, min_length=1)
+    trace: Line | None = None
+    profile: Line | None = None
     rate: str | float | None = None  # mean requests per second; the trace's own where absent
     duration: str | float | None = None  # of generated traffic; of a trace, the part that is used
     requests: int | None = Field(default=None, ge=1)  # at most so many
@@ -42,7 +42,7 @@ class WorkloadChoice(Choice):
 class HardwareChoice(Choice):
     """A kind of device that may be used, at most `max` of them; price as the catalogue has it unless given."""
 
-    device: str = Field(min_length=1)
+    device: Line
     max: int = Field(default=64, ge=1, le=1_000_000)
     price: str | float | None = None
     purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
@@ -55,10 +55,10 @@ class SearchChoice(Choice):
     pipeline_parallel: tuple[Several, ...] = Field(default=(1,), min_length=1)
     weights: tuple[Precision, ...] | None = Field(default=None, min_length=1)
     kv_cache: tuple[Precision, ...] | None = Field(default=None, min_length=1)
-    batching: tuple[str, ...] = Field(default=("chunked",), min_length=1)
+    batching: tuple[Line, ...] = Field(default=("chunked",), min_length=1)
     token_budget: tuple[Several, ...] = Field(default=(512, 2048, 8192), min_length=1)
     max_batch: tuple[Several, ...] = Field(default=(64, 256), min_length=1)
-    routing: tuple[str, ...] = Field(default=("least-outstanding",), min_length=1)
+    routing: tuple[Line, ...] = Field(default=("least-outstanding",), min_length=1)
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> Self:
@@ -71,7 +71,7 @@ class SearchChoice(Choice):
 class Scenario(Choice):
     """A question to `plan`. `objectives` maps ttft, tpot, e2e or itl to a limit, or to {quantile: limit}."""
 
-    model: str = Field(min_length=1)
+    model: Line
     workload: WorkloadChoice
     objectives: dict[str, Limits] = Field(min_length=1)
     hardware: tuple[HardwareChoice, ...] = Field(min_length=1)

@@ -47,6 +47,8 @@ _Loader.add_constructor(
 )
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: _float(node.value))
 
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
 Lines = dict[str, int]
 
 #: aliases let a short text stand for a tree without end
@@ -58,10 +60,10 @@ def read(text: str, where: str) -> tuple[Any, Lines]:
 
     Raises InputError with `where`, line and column for text that is no YAML, and for keys that are there twice.
     """
-    loader = _Loader(text)
+    lines: Lines = {}
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        lines: Lines = {}
         return (None if node is None else _build(loader, node, "", lines, where, ())), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -72,8 +74,6 @@ def read(text: str, where: str) -> tuple[Any, Lines]:
         raise InputError(where, text[:40], "is nested too deeply", "nothing was read") from None
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(where, text[:40], f"is not YAML: {' '.join(str(error).split())}", "nothing was read") from None
-    finally:
-        loader.dispose()
 
 
 def write(tree: Mapping[str, Any]) -> str:
@@ -113,6 +113,8 @@ def _build(loader: _Loader, node: yaml.Node, path: str, lines: Lines, where: str
         raise InputError(path, "an alias", "contains itself", "it would have no end", where=at)
     if len(lines) > MOST_NODES:
         raise InputError(where, f"more than {MOST_NODES} nodes", "is too much for a scenario or a deployment")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+        raise InputError(path, node.tag, "a tag is not understood here", where=f"{where}, line {lines[path]}")
     if isinstance(node, yaml.SequenceNode):
         below = (*above, id(node))
         return [_build(loader, item, join(path, i), lines, where, below) for i, item in enumerate(node.value)]

@@ -43,6 +43,8 @@ def _dollars(value: object) -> object:
         refuse("", value, error.allowed, error.consequence)
 
 
+#: one line of text: YAML does not keep control characters and rarer ends of lines apart
+Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Dollars = Annotated[float, BeforeValidator(_dollars), Field(ge=0)]
 
 
@@ -58,7 +60,7 @@ class Batching(Choice):
                  "module:function" of your own
     """
 
-    policy: str = Field(default="chunked", min_length=1)
+    policy: Line = "chunked"
     max_batch: int = Field(default=256, ge=1, le=8192)  # sequences that run at once
     token_budget: int = Field(default=2048, ge=1, le=1_048_576)  # tokens in one step
     preemption: Literal["recompute", "swap"] = "recompute"
@@ -67,8 +69,8 @@ class Batching(Choice):
 class Replica(Choice):
     """One engine: a model on tensor · pipeline · data devices, and the precision of what it holds."""
 
-    model: str = Field(min_length=1)
-    device: str = Field(min_length=1)
+    model: Line
+    device: Line
     tensor_parallel: int = Field(default=1, ge=1)
     pipeline_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)  # attention ranks that share the experts of one engine
@@ -102,7 +104,7 @@ class Replica(Choice):
 class Pool(Choice):
     """`replicas` equal replicas."""
 
-    name: str = Field(default="pool", min_length=1, max_length=100)
+    name: Line = "pool"
     replicas: int = Field(default=1, ge=1, le=100_000)
     replica: Replica
     purchase: Literal["on-demand", "spot", "owned"] = "on-demand"
@@ -112,7 +114,7 @@ class Pool(Choice):
 class Site(Choice):
     """A place with power and a price for it; `carbon_g_per_kwh` and `pue` scale the energy drawn."""
 
-    name: str = Field(default="site", min_length=1, max_length=100)
+    name: Line = "site"
     pools: tuple[Pool, ...] = Field(min_length=1)
     pue: float = Field(default=1.2, ge=1, le=5)
     carbon_g_per_kwh: float = Field(default=400.0, ge=0)
@@ -129,7 +131,7 @@ class Routing(Choice):
     """How requests find a replica: "random", "round-robin", "least-outstanding", "least-tokens",
     "power-of-two", "session", or "module:function" of your own."""
 
-    policy: str = Field(default="least-outstanding", min_length=1)
+    policy: Line = "least-outstanding"
 
 
 class Deployment(Choice):
