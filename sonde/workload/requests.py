@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class Requests(NamedTuple):
         frame = frame.with_row_index("row").with_columns(polars.col("row").cast(polars.Int64))
         return frame.join(lists, on="row", how="left", maintain_order="left").drop("row")
 
-    def to_csv(self, path: str | Path) -> None:
+    def to_csv(self, path: str | Path | IO[bytes]) -> None:
         """Write a CSV that `read` reads back equal (as long as the first request arrives at time 0).
 
         Sessions and priorities are written where any differ from the default; hashes as one column of numbers

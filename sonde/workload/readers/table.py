@@ -117,10 +117,10 @@ def parse_header(text: str, path: Path) -> Header:
 
 def _append(columns: _Columns, header: Header, block: bytes) -> None:
     """Parse `block`, check its rows against each other and those before, and add them."""
-    frame = _parse(header, block, integer=True)
+    frame = _parse(header, block, columns.line, integer=True)
     needed = [role for role in ("prompt", "output") if frame[role].null_count()]
     if needed or frame["arrival"].null_count():
-        frame = _parse(header, block, integer=False)
+        frame = _parse(header, block, columns.line, integer=False)
         _check_nulls(frame, header, block, columns.line)
     ticks = frame["arrival"].to_numpy()
     if columns.zero is None:
@@ -165,7 +165,7 @@ def _append_optional(
         columns.block_tokens = int(frame["block_tokens"].cast(polars.Int32, strict=False).to_numpy().max(initial=0))
 
 
-def _parse(header: Header, block: bytes, *, integer: bool) -> polars.DataFrame:
+def _parse(header: Header, block: bytes, before: int, *, integer: bool) -> polars.DataFrame:
     """Return the needed columns of `block` under the names of their roles; null is what could not be parsed."""
     import polars
 
@@ -179,10 +179,13 @@ def _parse(header: Header, block: bytes, *, integer: bool) -> polars.DataFrame:
         elif role == "arrival" and header.time_format is None:
             types[index] = polars.Float64
     schema = {names.get(index, f"unused {index}"): kind for index, kind in enumerate(types)}
-    frame = polars.read_csv(
-        block, has_header=False, separator=header.separator, schema=schema, columns=sorted(names),
-        ignore_errors=True, truncate_ragged_lines=True,
-    )  # fmt: skip
+    try:
+        frame = polars.read_csv(
+            block.lstrip(b"\r\n"), has_header=False, separator=header.separator, schema=schema,
+            columns=sorted(names), ignore_errors=True, truncate_ragged_lines=True,
+        )  # fmt: skip
+    except polars.exceptions.PolarsError as error:
+        raise _unparsed(header, block, before, error) from error
     if header.time_format is not None:
         when = polars.col("arrival").str.to_datetime(header.time_format, time_unit="ns", strict=False)
         frame = frame.with_columns(when.cast(polars.Int64))
@@ -216,13 +219,27 @@ def _check_nulls(frame: polars.DataFrame, header: Header, block: bytes, before: 
     line, text = _line(block, before, row)
     cells = next(csv.reader([text], delimiter=header.separator))
     index, name, _ = header.roles[role]
-    if index >= len(cells):
-        raise InputError(
-            f"{header.path}:{line}", text[:80], f"malformed line: has {len(cells)} of {len(header.names)} columns",
-            "repair or remove the line",
-        )  # fmt: skip
+    if len(cells) < len(header.names):
+        raise _short(header, line, text)
     kind = "a time like those before it, or seconds" if role == "arrival" else "a whole number of tokens"
     raise InputError(f"{header.path}:{line} {name}", cells[index], f"must be {kind}", "repair or remove the line")
+
+
+def _unparsed(header: Header, block: bytes, before: int, error: Exception) -> InputError:
+    """Return the error for the first line with too few columns, or for the block where there is none."""
+    for number, line in enumerate(block.split(b"\n"), before + 1):
+        shown = line.decode(errors="replace").strip()
+        if shown and len(next(csv.reader([shown], delimiter=header.separator))) < len(header.names):
+            return _short(header, number, shown)
+    return InputError(f"{header.path}:{before + 1}", str(error)[:80], "must be CSV", "repair the lines from there on")
+
+
+def _short(header: Header, number: int, text: str) -> InputError:
+    have = len(next(csv.reader([text], delimiter=header.separator)))
+    return InputError(
+        f"{header.path}:{number}", text[:80], f"malformed line: has {have} of {len(header.names)} columns",
+        "repair or remove the line",
+    )  # fmt: skip
 
 
 def _place(header: Header, block: bytes, before: int, row: int, role: str) -> str:

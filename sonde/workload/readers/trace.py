@@ -62,7 +62,7 @@ def check(rows: Rows, last: float, where: Callable[[int, str], str], *, zero_out
     if bad:
         row, role, value, allowed, consequence = min(bad, key=lambda item: item[0])
         if consequence:
-            allowed = f"{allowed} (before it: {before[row]!r})"
+            allowed = f"{allowed} (before it: {float(before[row])!r} s)"
         shown: object = int(value) if value == np.floor(value) and role != "arrival" else value
         raise InputError(where(row, role), shown, allowed, consequence)
 
