@@ -109,7 +109,7 @@ def _on_many(name: str, trace: Path | None) -> Row:
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "many.csv"
-        _write(repeat(_requests(trace), MANY), file)
+        repeat(_requests(trace), MANY).to_csv(file)
         return _in_process(name, file)
 
 
@@ -138,13 +138,6 @@ def _requests(trace: Path | None) -> Requests:
     from sonde.workload.readers import read
 
     return read(trace) if trace else generate(PROFILE, count=REQUESTS)
-
-
-def _write(trace: Requests, file: Path) -> None:
-    import polars
-
-    columns = {"arrival_s": trace.arrival_s, "prompt_tokens": trace.prompt_tokens, "output_tokens": trace.output_tokens}
-    polars.DataFrame(columns).write_csv(file)
 
 
 def _fleet() -> Callable[[Requests], Work]:

@@ -37,9 +37,7 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
     with progress() as tell:
         result = search(scenario, trace=trace, progress=tell)
     if as_json:
-        from sonde.cli.contract import of_result
-
-        emit(of_result(result))
+        emit(result.to_json())
     else:
         _show(result, top)
     if not no_report:

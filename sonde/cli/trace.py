@@ -57,6 +57,7 @@ def fit(file: Path, out: Path, name: str | None, source: str, as_json: bool) -> 
 @click.option("--duration", help='Length of the traffic, such as "10 min"; that of the profile where absent.')
 @click.option("--requests", type=click.IntRange(1), help="At most so many requests.")
 @click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn.")
+@click.option("--hashes", is_flag=True, help="Also hashes of the prompts' blocks, where the profile knows prefixes.")
 @json_option
 def generate(
     profile: str,
@@ -65,6 +66,7 @@ def generate(
     duration: str | None,
     requests: int | None,
     seed: int,
+    hashes: bool,
     as_json: bool,
 ) -> None:
     """Draw traffic from PROFILE, by name or file, as CSV that every verb reads.
@@ -79,6 +81,7 @@ def generate(
         duration_s=None if duration is None else parse(duration, "time", "--duration"),
         count=requests,
         seed=seed,
+        hashes=hashes,
     )
     if as_json:
         emit(describe.describe(drawn))
@@ -87,18 +90,8 @@ def generate(
 
 
 def _write(requests: Requests, out: Path | None) -> None:
-    import polars
-
-    columns = {
-        "arrival_s": requests.arrival_s,
-        "prompt_tokens": requests.prompt_tokens,
-        "output_tokens": requests.output_tokens,
-    }
-    if (requests.session >= 0).any():
-        columns["session"] = requests.session
-    frame = polars.DataFrame(columns)
     if out is None:
-        sys.stdout.write(frame.write_csv())
+        requests.to_csv(sys.stdout.buffer)
     else:
-        frame.write_csv(out)
+        requests.to_csv(out)
         note(f"{requests.n:,} requests: {out}")
