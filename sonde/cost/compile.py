@@ -114,8 +114,9 @@ def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, F
     """Return seconds and joules of the work on one device, summed over operators: [size] each."""
     seconds, joules = np.zeros(size), np.zeros(size)
     for operator in operators:
-        seconds += bound(part, operator).seconds
-        joules += activity_joules(part, operator)
+        spent = bound(part, operator).seconds
+        seconds += spent
+        joules += activity_joules(part, operator, spent)
     return seconds, joules
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.catalogue.device import Device
-from sonde.catalogue.efficiencies import Efficiencies, efficiencies
+from sonde.catalogue.efficiencies import efficiencies
 from sonde.catalogue.model import Model
 from sonde.cost.operators import (
     batch_operators,
@@ -38,17 +38,20 @@ class Row(NamedTuple):
     joules: float
 
 
-def explain(
-    model: Model, device: Device, replica: Replica, prompt: int, batch: int, context: int = 0,
-    *, reached: Efficiencies | None = None,
-) -> list[Row]:  # fmt: skip
+def explain(model: Model, device: Device, replica: Replica, prompt: int, batch: int, context: int = 0) -> list[Row]:
     """Return the rows of a step with one prompt of `prompt` tokens and `batch` sequences decoding at `context` tokens.
 
-    Their seconds and joules add up to those of the step table, for steps of as many tokens as it holds.
+    Their seconds and joules add up to those of the step table, for steps of as many tokens as it holds. Raises
+    InputError where the step is empty or the parallelism impossible.
     """
+    return step_rows(shard(model, device, replica, efficiencies(device)), prompt, batch, context)
+
+
+def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
+    """Return the rows of `explain` for a replica that is cut already, with efficiencies of your own."""
     if prompt < 0 or batch < 0 or prompt + batch < 1:
         raise InputError("explain", (prompt, batch), "needs a prompt or a batch of at least 1 token")
-    part = shard(model, device, replica, reached or efficiencies(device))
+    replica = part.replica
     stages = replica.pipeline_parallel
     tokens = np.array([-(-(prompt + batch) // stages)], dtype=np.float64)
     mine = -(-batch // part.lanes)
@@ -93,9 +96,8 @@ def _row(part: Shard, operator: Operator, time: float, work: float) -> Row:
     """Return the row of an operator that takes `time` times as long, and does `work` times the work on one device."""
     spent = bound(part, operator)
     seconds = float(spent.seconds.reshape(-1)[0]) * time
-    joules = (
-        running_w(part) * part.replica.devices * seconds + float(activity_joules(part, operator).reshape(-1)[0]) * work
-    )
+    active = float(activity_joules(part, operator, spent.seconds).reshape(-1)[0]) * work
+    joules = running_w(part) * part.replica.devices * seconds + active
     return Row(
         operator.name,
         seconds,

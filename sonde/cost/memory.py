@@ -9,6 +9,7 @@ from typing import NamedTuple
 from sonde.catalogue.device import PRECISION_BYTES, Device
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies
 from sonde.catalogue.model import Mixer, Model
+from sonde.cost.operators import table_window
 from sonde.cost.shard import Shard, held, shard
 from sonde.cost.table import KvMemory
 from sonde.deployment.tree import Replica
@@ -136,8 +137,6 @@ def _cache_bytes(part: Shard) -> _CacheBytes:
 
 
 def _window_scale(part: Shard, mixer: Mixer) -> float:
-    from sonde.cost.operators import table_window
-
     return mixer.window / table_window(part)
 
 

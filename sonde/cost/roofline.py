@@ -72,17 +72,19 @@ def bound(shard: Shard, operator: Operator) -> Bound:
     return Bound(compute, memory, other)
 
 
-def activity_joules(shard: Shard, operator: Operator) -> Floats:
-    """Return the joules that the work itself draws on one device, above what a running step draws anyway.
+def activity_joules(shard: Shard, operator: Operator, seconds: Floats) -> Floats:
+    """Return the joules that work of `seconds` draws on one device, above what a running step draws anyway.
 
     Power above that is peak power times the share of compute, memory and network in use, each weighted
-    (GenZ, arXiv 2406.01698), so its energy is the weighted sum of the times each would take at full use.
+    (GenZ, arXiv 2406.01698), so its energy is the weighted sum of the times each would take at full use; a
+    device never draws more than its peak.
     """
     device, shares = shard.device, shard.efficiencies.power
     full = shares.compute * operator.flops / device.flops.get(operator.precision, 1.0)
     full = full + shares.memory * operator.bytes / device.memory[0].bandwidth
     full = full + shares.network * operator.sent / device.node.bandwidth
-    return np.asarray(operator.layers * device.peak_w * full, dtype=np.float64)
+    drawn = np.asarray(operator.layers * device.peak_w * full, dtype=np.float64)
+    return np.minimum(drawn, (device.peak_w - running_w(shard)) * seconds)
 
 
 def running_w(shard: Shard) -> float:
