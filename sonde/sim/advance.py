@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from sonde.sim.batch import clear, complete, join, leave, saturate, stall
 from sonde.sim.jit import part
 from sonde.sim.lists import pop_end
 from sonde.sim.memory import growth
 from sonde.sim.record import count_gaps, count_miss, draw_timeline, itl_bin
-from sonde.sim.state import World
+from sonde.sim.state import TTFT, World
 from sonde.sim.step import compose
 
 
@@ -35,7 +37,7 @@ def end_sequences(w: World, r: int, now: float) -> None:
     replica = w.replicas[r]
     while replica.heap > 0 and w.ends[r, 0, 0] <= replica.steps:
         i = w.ends[r, 0, 1]
-        pop_end(w, r, 0)
+        pop_end(w, r, np.int64(0))
         if w.work[i].end > replica.steps:
             saturate(w, r, i)
         else:
@@ -48,21 +50,21 @@ def end_prompt(w: World, r: int, i: int, now: float) -> bool:
     work = w.work[i]
     if work.made == 0:
         work.first = now
-        count_miss(w, 0, now - work.arrival)
+        count_miss(w, TTFT, now - work.arrival)
     else:  # it was preempted, and all its tokens were computed again
         w.itl[itl_bin(now - work.last)] += 1
     work.made += 1
     work.done = work.target
     work.last = now
     if work.made < w.output[i]:
-        join(w, r, i, work.target)
+        join(w, r, i, np.int64(work.target))
         return True
     complete(w, r, i, now)
     replica = w.replicas[r]
     if w.engines[replica.engine].hold:
         replica.batch += 1
         replica.kept += work.target
-        replica.kept_window += min(int(work.target), w.engines[replica.engine].window)
+        replica.kept_window += min(np.int64(work.target), w.engines[replica.engine].window)
     return False
 
 
@@ -87,7 +89,7 @@ def finish(w: World, r: int) -> None:
         stall(w, r, replica.clock, active)
     if replica.chunk > 0:
         w.work[replica.part].done += n * replica.chunk
-    joined = 0
+    joined = np.int64(0)
     for k in range(replica.joiners):
         joined += end_prompt(w, r, w.joining[r, k], now)
     if joined > 0 and replica.stalls > 0:

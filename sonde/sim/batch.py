@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numpy import void
 
 from sonde.sim.jit import part
 from sonde.sim.lists import FIRST, NEWEST, admit, dequeue, enqueue, find_end, pop_end, push_end, release
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.state import World
+from sonde.sim.state import E2E, TPOT, World
 
 
 @part
@@ -22,7 +23,7 @@ def reserved(w: World, engine: void, i: int) -> int:
     """Return the bytes that must be free for request `i` to be admitted with a prompt to compute."""
     if engine.reserve:
         return kv_bytes(engine, w.prompt[i] + w.output[i] - 1)
-    return kv_bytes(engine, w.work[i].target)
+    return kv_bytes(engine, np.int64(w.work[i].target))
 
 
 @part
@@ -47,7 +48,7 @@ def join(w: World, r: int, i: int, tokens: int) -> None:
     """Let request `i`, which holds `tokens` in its cache, decode from the next step on."""
     replica, work = w.replicas[r], w.work[i]
     window = w.engines[replica.engine].window
-    count_in(w, r, tokens, 1)
+    count_in(w, r, tokens, np.int64(1))
     work.end = replica.steps + w.output[i] - work.made
     key = work.end
     if tokens < window:
@@ -75,8 +76,8 @@ def complete(w: World, r: int, i: int, now: float) -> None:
         replica.used -= kv_bytes(engine, w.prompt[i] + w.output[i] - 1)
     release(w, r, i)
     if w.output[i] > 1:
-        count_miss(w, 1, (now - work.first) / (w.output[i] - 1))
-    count_miss(w, 2, now - work.arrival)
+        count_miss(w, TPOT, (now - work.first) / (w.output[i] - 1))
+    count_miss(w, E2E, now - work.arrival)
     if w.run[0].closed:
         w.pending[w.run[0].back % len(w.pending)] = now + w.run[0].think
         w.run[0].back += 1
@@ -96,7 +97,7 @@ def leave(w: World, r: int, i: int, now: float) -> None:
             replica.growing -= 1
             w.phases[r, 1, phase] -= 1
     else:
-        count_in(w, r, tokens, -1)
+        count_in(w, r, tokens, np.int64(-1))
         if tokens == engine.window:  # counted as growing until now, as it was during its last step
             replica.growing -= 1
             w.phases[r, 1, (tokens - replica.steps) % engine.block_tokens] -= 1
@@ -155,7 +156,7 @@ def preempt(w: World, r: int, now: float) -> float:
     seconds = 0.0
     if i == replica.part:
         replica.part = -1
-        replica.used -= kv_bytes(engine, work.target)
+        replica.used -= kv_bytes(engine, np.int64(work.target))
         replica.queued_tokens += work.done
     else:
         tokens = cached(w, r, i)
@@ -163,7 +164,7 @@ def preempt(w: World, r: int, now: float) -> float:
         work.made = w.output[i] - (work.end - replica.steps)
         work.last = last_token(w, r, i, now)
         pop_end(w, r, find_end(w, r, i))
-        count_in(w, r, tokens, -1)
+        count_in(w, r, tokens, np.int64(-1))
         replica.used -= size
         work.target = tokens + 1
         if engine.swap:
@@ -186,7 +187,7 @@ def make_room(w: World, r: int, now: float) -> tuple[int, float]:
     engine = w.engines[replica.engine]
     count, seconds = 0, 0.0
     while True:
-        need = growth(w, r, replica.steps, 1)
+        need = growth(w, r, replica.steps, np.int64(1))
         if replica.used + need <= engine.capacity:
             replica.used += need
             return count, seconds
@@ -211,7 +212,7 @@ def resume(w: World, r: int, now: float) -> float:
         admit(w, r, i)
         if replica.stalls == 0 and replica.active > 0:
             stall(w, r, now, replica.active)
-        stall(w, r, work.last, 1)
+        stall(w, r, work.last, np.int64(1))
         work.swapped = 0
         replica.used += need
         seconds += kv_bytes(engine, tokens) * engine.swap_s_per_byte

@@ -16,7 +16,7 @@ from sonde.sim.jit import kernel, part
 from sonde.sim.lists import enqueue
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.state import World, borrowed
+from sonde.sim.state import E2E, TPOT, TTFT, World
 from sonde.sim.step import cut, steps_done
 
 
@@ -38,10 +38,10 @@ def observe(w: World, now: float) -> None:
 def refuse(w: World, i: int) -> None:
     """Write down that request `i` fits into no memory here: it has missed every objective."""
     w.work[i].replica = -1
-    count_miss(w, 0, np.inf)
-    count_miss(w, 2, np.inf)
+    count_miss(w, TTFT, np.inf)
+    count_miss(w, E2E, np.inf)
     if w.output[i] > 1:
-        count_miss(w, 1, np.inf)
+        count_miss(w, TPOT, np.inf)
     if w.run[0].closed:
         w.pending[w.run[0].back % len(w.pending)] = w.work[i].arrival + w.run[0].think
         w.run[0].back += 1
@@ -83,9 +83,8 @@ def send(w: World, i: int, now: float, route: object) -> None:
 
 
 @kernel
-def run_open(world: World, arrival: np.ndarray, route: object, policies: tuple[object, ...]) -> None:
+def run_open(w: World, arrival: np.ndarray, route: object, policies: tuple[object, ...]) -> None:
     """Send every request at its time of arrival, and run until all are done."""
-    w = borrowed(world)
     for i in range(len(w.work) + 1):
         now = arrival[i] if i < len(w.work) else np.inf
         for r in range(len(w.replicas)):
@@ -97,17 +96,28 @@ def run_open(world: World, arrival: np.ndarray, route: object, policies: tuple[o
             send(w, i, now, route)
 
 
+@part
+def earliest(w: World) -> int:
+    """Return the replica whose run of steps ends first; at one moment, those that were woken come last."""
+    best = 0
+    for r in range(1, len(w.replicas)):
+        if w.next[r] < w.next[best] or (
+            w.next[r] == w.next[best] and w.replicas[best].wake and not w.replicas[r].wake
+        ):
+            best = r
+    return best
+
+
 @kernel
-def run_closed(world: World, clients: int, route: object, policies: tuple[object, ...]) -> None:
+def run_closed(w: World, clients: int, route: object, policies: tuple[object, ...]) -> None:
     """Let `clients` clients send the requests in order, each the next as soon as its last is finished."""
-    w = borrowed(world)
     run = w.run[0]
     run.closed = 1
     w.pending[:] = 0.0
     run.back = clients
     i = 0
     while not run.abort:
-        r = np.argmin(w.next)
+        r = earliest(w)
         now = w.pending[run.front % len(w.pending)] if run.front < run.back and i < len(w.work) else np.inf
         if w.next[r] < now or (w.next[r] == now and now < np.inf and not w.replicas[r].wake):
             advance(w, r, policies)

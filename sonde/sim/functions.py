@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numba import cfunc, types
-from numba.core.errors import NumbaError
+from numba.core.errors import NumbaError, NumbaExperimentalFeatureWarning
 
 from sonde.errors import InputError, unknown
 from sonde.policies import batching, routing
+
+# first-class functions are what lets a policy be an argument; numba calls them experimental at every start
+warnings.filterwarnings("ignore", message="First-class function", category=NumbaExperimentalFeatureWarning)
 
 _COLUMN = types.Array(types.int64, 1, "C")
 _POOL = types.NamedUniTuple(_COLUMN, 6, routing.PoolView)

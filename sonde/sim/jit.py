@@ -1,44 +1,39 @@
 """How kernels are compiled: cached on disk, without the GIL, in float64 as written.
 
-A World is many arrays, and numba counts references to each of them in every function that it is passed
-to, which costs more than the functions do. So a kernel first borrows its arrays (`borrow`: the same memory,
-no count; whoever called keeps it alive), and its parts are merged into it by the compiler.
+A World is many arrays, and by default numba counts references to each of them in every function that it is
+passed to, which costs more than the functions do. Kernels allocate nothing, so they are compiled without the
+counting (`_nrt`; who calls keeps the arrays alive), and their parts are merged into them by the compiler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numba
 from numba import njit
-from numba.core import cgutils
-from numba.extending import intrinsic
-
-#: a kernel that Python calls; exact: no reordering of sums, so that a run gives the same bytes every time
-kernel = njit(cache=True, nogil=True, error_model="numpy")
 
 #: a part of a kernel, merged into its callers
-part = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+part = njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
-@intrinsic
-def _borrow(typing_context: Any, array: Any) -> Any:  # noqa: ARG001  (numba's protocol)
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counted = context.make_array(signature.args[0])(context, builder, args[0])
-        free = context.make_array(signature.args[0])(context, builder)
-        cgutils.copy_struct(free, counted)
-        free.meminfo = cgutils.get_null_value(free.meminfo.type)
-        free.parent = cgutils.get_null_value(free.parent.type)
-        return free._getvalue()
+def kernel(function: Callable[..., Any]) -> Any:
+    """Return `function` compiled, to be called from Python.
 
-    return array(array), codegen
+    Exact: no reordering of sums, so that a run gives the same bytes every time. What is cached on disk is
+    compiled anew when any file of the simulator has changed; numba alone would look at this function's only.
+    """
+    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    if not numba.config.DISABLE_JIT:
+        compiled._cache._cache_file._source_stamp = _stamp()
+    return compiled
 
 
-if numba.config.DISABLE_JIT:
-
-    def borrow(array: Any) -> Any:
-        """Return the array itself."""
-        return array
-
-else:
-    borrow = _borrow
+@cache
+def _stamp() -> tuple[float, int]:
+    package = Path(__file__).parents[1]
+    files = [package / "metrics.py", *package.glob("sim/*.py"), *package.glob("policies/*.py")]
+    stats = [file.stat() for file in files]
+    return max(stat.st_mtime for stat in stats), sum(stat.st_size for stat in stats)

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.policies.routing import PoolView
-from sonde.sim.jit import borrow, part
 
 #: what never changes of an engine: scalars of its step table and its limits
 ENGINE = np.dtype(
@@ -70,6 +69,9 @@ RUN = np.dtype(
 #: an objective as the kernel counts it: metric 0 TTFT, 1 TPOT, 2 end to end
 GOAL = np.dtype([("metric", "i8"), ("limit", "f8"), ("allowed", "i8"), ("missed", "i8")], align=True)
 
+#: metrics of an objective
+TTFT, TPOT, E2E = np.int64(0), np.int64(1), np.int64(2)
+
 #: columns of the timeline
 BUSY, KV, RUNNING = range(3)
 SPANS = 512
@@ -88,10 +90,10 @@ class World(NamedTuple):
     prompt: NDArray[np.int32]  # [n]
     output: NDArray[np.int32]  # [n]
     session: NDArray[np.int32]  # [n]
-    queues: NDArray[np.int32]  # [R, C, 3]: first waiting, last waiting, last admitted
+    queues: NDArray[np.int64]  # [R, C, 3]: first waiting, last waiting, last admitted
     ends: NDArray[np.int64]  # [R, max_batch, 2]: heap of (decode steps at which something changes, request)
     phases: NDArray[np.int32]  # [R, 2, block_tokens]: sequences by when they next need a block; the windowed ones
-    joining: NDArray[np.int32]  # [R, max_batch]: requests whose prompt ends with this step
+    joining: NDArray[np.int64]  # [R, max_batch]: requests whose prompt ends with this step
     stalled: NDArray[np.float64]  # [R, max_batch + 2, 2]: (time of the last token, how many sequences)
     itl: NDArray[np.int64]  # [ITL_BINS]
     timeline: NDArray[np.float64]  # [SPANS, 3]
@@ -99,18 +101,3 @@ class World(NamedTuple):
     draws: NDArray[np.float64]  # [n, 2] uniform in [0, 1), or [1, 2] where the router draws nothing
     pending: NDArray[np.float64]  # [clients or 1]: ring of moments at which a client sends again
 
-
-@part
-def borrowed(w: World) -> World:
-    """Return the same arrays without counted references, for the time of a kernel."""
-    s = w.seen
-    seen = PoolView(
-        borrow(s.queued), borrow(s.queued_tokens), borrow(s.running),
-        borrow(s.running_tokens), borrow(s.kv_used), borrow(s.kv_capacity),
-    )  # fmt: skip
-    return World(
-        borrow(w.run), borrow(w.engines), borrow(w.curves), borrow(w.replicas), borrow(w.next), seen,
-        borrow(w.work), borrow(w.prompt), borrow(w.output), borrow(w.session), borrow(w.queues), borrow(w.ends),
-        borrow(w.phases), borrow(w.joining), borrow(w.stalled), borrow(w.itl), borrow(w.timeline), borrow(w.goals),
-        borrow(w.draws), borrow(w.pending),
-    )  # fmt: skip

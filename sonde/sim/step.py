@@ -92,7 +92,7 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
         rest = w.work[i].target - w.work[i].done
         chunk = rest if whole else min(rest, left)
         left -= chunk
-        area, area_window = take_prompt(w, r, i, chunk)
+        area, area_window = take_prompt(w, r, i, np.int64(chunk))
     while left > 0 and replica.waiting > 0 and replica.admitted < engine.max_batch and replica.part < 0:
         i = w.queues[r][replica.urgent, FIRST]
         work = w.work[i]
@@ -108,7 +108,7 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
             work.scheduled = now
         chunk = work.target if whole else min(work.target, left)
         left -= chunk
-        more, more_window = take_prompt(w, r, i, chunk)
+        more, more_window = take_prompt(w, r, i, np.int64(chunk))
         area += more
         area_window += more_window
     return area, area_window
@@ -156,11 +156,30 @@ def repeats(w: World, r: int) -> int:
 
 
 @part
+def look(w: World, r: int) -> BatchView:
+    """Return what the batching policy of replica `r` sees."""
+    replica = w.replicas[r]
+    engine = w.engines[replica.engine]
+    return BatchView(
+        replica.active, replica.waiting, np.int64(replica.part >= 0), engine.token_budget, engine.max_batch
+    )
+
+
+@part
+def must_ask_again(w: World, r: int, before: BatchView) -> bool:
+    """Return whether the batching policy may answer otherwise after this step than it did before it."""
+    replica = w.replicas[r]
+    if replica.joiners > 0 or (replica.active > 0 and not replica.decode):
+        return True
+    return w.engines[replica.engine].own > 0 and look(w, r) != before
+
+
+@part
 def compose(w: World, r: int, now: float, policies: tuple[object, ...]) -> None:
     """Form the next step of replica `r` at `now`, or leave it idle."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
-    view = BatchView(replica.active, replica.waiting, np.int64(replica.part >= 0), engine.token_budget, engine.max_batch)
+    view = look(w, r)
     left, decode, whole = policies[engine.policy](view)
     replica.clock, replica.tokens, replica.chunk, replica.joiners = now, 0, 0, 0
     preempted, seconds = 0, 0.0
@@ -181,7 +200,7 @@ def compose(w: World, r: int, now: float, policies: tuple[object, ...]) -> None:
         w.next[r] = np.inf
         return
     price(w, r, area, area_window)
-    if replica.joiners > 0 or preempted > 0 or seconds > 0 or (replica.active > 0 and not decode):
+    if preempted > 0 or seconds > 0 or must_ask_again(w, r, view):
         replica.n = 1
         replica.x += seconds
         replica.ex += seconds * engine.idle_w

@@ -12,11 +12,11 @@ from sonde.errors import InputError
 from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline
 from sonde.policies import batching
 from sonde.policies.routing import PoolView
-from sonde.sim.state import BUSY, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, WORK, World
+from sonde.sim.state import BUSY, E2E, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, TPOT, TTFT, WORK, World
 from sonde.workload.requests import Requests
 
 Fleet = Sequence[tuple[Engine, int]]
-METRICS = {"ttft": 0, "tpot": 1, "e2e": 2}
+METRICS = {"ttft": TTFT, "tpot": TPOT, "e2e": E2E}
 PRIORITIES = 8
 
 
@@ -56,10 +56,10 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
         prompt=requests.prompt_tokens,
         output=requests.output_tokens,
         session=requests.session,
-        queues=np.full((r, classes, 3), -1, np.int32),
+        queues=np.full((r, classes, 3), -1, np.int64),
         ends=np.zeros((r, places + 1, 2), np.int64),
         phases=np.zeros((r, 2, max(engine.memory.block_tokens for engine in engines)), np.int32),
-        joining=np.zeros((r, places), np.int32),
+        joining=np.zeros((r, places), np.int64),
         stalled=np.zeros((r, places + 4, 2)),
         itl=np.zeros(ITL_BINS, np.int64),
         timeline=np.zeros((SPANS, 3)),
