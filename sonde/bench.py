@@ -34,6 +34,7 @@ DEPLOYMENT = {"sites": [{"pools": [{"replicas": 4, "replica": REPLICA}]}]}
 #: what the planning case asks: many kinds of device, precision, batch and budget
 SCENARIO: dict[str, Any] = {
     "model": "llama-3.1-8b",
+    "workload": {"profile": PROFILE},
     "objectives": {"ttft": "1 s", "tpot": "100 ms"},
     "hardware": [
         {"device": name, "max": 64}
