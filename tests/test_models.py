@@ -229,6 +229,22 @@ def test_dense_count_agrees_with_a_naive_one(
     assert read_config(config, "x").total_parameters == count
 
 
+def test_falcon_with_grouped_keys_is_as_by_hand() -> None:
+    config = {
+        "model_type": "falcon", "hidden_size": 8192, "num_hidden_layers": 60, "num_attention_heads": 128,
+        "num_kv_heads": 8, "multi_query": True, "new_decoder_architecture": True, "vocab_size": 65024,
+    }  # fmt: skip
+    layer = 8192 * (8192 + 2 * 8 * 64) + 8192 * 8192 + 2 * 8192 * 4 * 8192 + 2 * 2 * 8192
+    assert read_config(config, "falcon-40b").total_parameters == 60 * layer + 65024 * 8192 + 2 * 8192
+
+
+def test_lightning_layers_are_found_by_either_field() -> None:
+    config = dict(next(row for row in ROWS if row["name"] == "minimax-text-01")["config"])
+    kinds = ["full_attention" if full else "linear_attention" for full in config.pop("attn_type_list")]
+    found = read_config({**config, "model_type": "minimax", "layer_types": kinds}, "minimax-text-01")
+    assert found.mixers == model("minimax-text-01").mixers
+
+
 @pytest.mark.data
 @needs_data
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name.removesuffix("_config.json"))

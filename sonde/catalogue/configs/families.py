@@ -99,6 +99,10 @@ def _kimi_hybrid(f: Fields, layer: int) -> Mixers:
 
 
 def _lightning_hybrid(f: Fields, layer: int) -> Mixers:
+    if f.get("layer_types") is not None:
+        return by_layer_type(linear.lightning)(f, layer)
+    if f.get("attn_type_list") is None:
+        raise f.missing("attn_type_list", "layer_types")
     return grouped(f, layer) if f.at("attn_type_list", layer) else linear.lightning(f, layer)
 
 
