@@ -333,7 +333,7 @@ def test_precisions_have_arithmetic() -> None:
 
 def test_the_page_is_what_the_tables_say() -> None:
     assert (ROOT / "docs" / "devices.md").read_text() == page(), (
-        "run: python -m sonde.catalogue.document > docs/devices.md"
+        "run: python -m sonde.catalogue.document docs/devices.md"
     )
     for attribute in attributes():
         assert f"| `{attribute.attribute}` |" in page()

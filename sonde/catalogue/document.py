@@ -1,9 +1,10 @@
-"""The page of the catalogue's devices, made from its tables: `python -m sonde.catalogue.document > docs/devices.md`."""
+"""The page of the catalogue's devices, made from its tables: `python -m sonde.catalogue.document docs/devices.md`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from sonde.catalogue.device import Device, Link
 from sonde.catalogue.devices import (
@@ -23,7 +24,7 @@ from sonde.units import show
 
 HEAD = f"""# Devices
 
-This page is made from the tables in `sonde/catalogue/data` by `python -m sonde.catalogue.document`. A new device,
+This page is made from the tables in `sonde/catalogue/data` by `python -m sonde.catalogue.document docs/devices.md`. A new device,
 price or place is one row; `sonde show NAME` prints one with all its sources.
 
 - **Compute** is dense: a figure that a maker gives "with sparsity" is halved. Where a device has several rates, it
@@ -129,4 +130,4 @@ def _memory(device: Device) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    Path(sys.argv[1]).write_text(page(), encoding="utf-8")
