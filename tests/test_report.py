@@ -292,6 +292,16 @@ def test_plan_table_ranks_and_tells_the_bound(result: PlanResult) -> None:
     assert f"Lower bound ${result.bound_usd_per_hour:.2f}/h (at most 20 % left to save)" in words
 
 
+def test_money_is_split_for_the_cheapest_plan_of_each_kind_of_device(result: PlanResult) -> None:
+    kinds = [(plan.deployment.pools[0].replica.device, plan) for plan in result.plans]
+    first = dict(reversed(kinds))
+    view = views.part_view(views.cheapest_of_each_kind(result.plans), result.bound_usd_per_hour)
+    assert view is not None
+    assert [row["rank"] for row in view["rows"]] == sorted(plan.rank for plan in first.values())
+    widest = max(sum(share for *_, share in row["parts"]) for row in view["rows"])
+    assert widest == pytest.approx(1)
+
+
 def test_rejections_are_counted_by_constraint(result: PlanResult) -> None:
     groups = text.grouped(result.rejected)
     assert sum(map(len, groups.values())) == len(result.rejected)

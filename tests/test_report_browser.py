@@ -131,7 +131,7 @@ def test_markup_from_the_user_stays_text(browser: Browser, tmp_path: Path) -> No
     page = write_page(replace(base, plans=plans, notes=(EVIL,)), tmp_path / "evil.html")
     browser.open(page)
     browser.driver.execute_script(
-        "Plotly.Fx.hover(document.querySelector('#frontier .plot'), [{curveNumber: 1, pointNumber: 0}])"
+        "Plotly.Fx.hover(document.querySelector('#frontier .plot'), [{curveNumber: 1, pointNumber: 3}])"
     )
     browser.wait("document.querySelectorAll('#frontier .hovertext').length > 0")
     assert "broken" not in browser.run("document.title").replace(EVIL, "")

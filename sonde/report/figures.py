@@ -6,6 +6,7 @@ Text that comes from the user is escaped here, for plotly reads a little HTML in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -29,10 +30,12 @@ _ITL_STEPS = 16  # bars of the ITL histogram in an octave: each is 4.4 % wide
 
 def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Sequence[Objective]) -> Figure:
     """Return dollars per hour against the p99 of `metric`, one point a plan, energy as colour, the bound as a line."""
+    plans = sorted(plans, key=lambda plan: (plan.frontier, -plan.rank))  # what is drawn last lies on top
     x = np.array([latency(plan.summary, metric) for plan in plans])
     unit, scale = _time_unit(float(np.nanmax(x[np.isfinite(x)], initial=0.0)))
     usd = np.array([plan.usd_per_hour for plan in plans])
-    energy = [figure(plan.summary, "joules_per_token") for plan in plans]
+    energy = [figure(plan.summary, "joules_per_token") or math.nan for plan in plans]
+    marks = _round_numbers(float(np.nanmin(energy)), float(np.nanmax(energy))) if np.isfinite(energy).any() else []
     hover = [
         f"<b>#{plan.rank} {escape(plan.label)}</b><br>{show(plan.usd_per_hour, 'price')}, {plan.devices} devices<br>"
         f"p99 TTFT {seconds(latency(plan.summary, 'ttft'))}, TPOT {seconds(latency(plan.summary, 'tpot'))}, "
@@ -52,11 +55,13 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
             "size": [13 if plan.frontier else 8 for plan in plans],
             "opacity": [1.0 if plan.frontier else 0.75 for plan in plans],
             "line": {"color": "var(--panel)", "width": 1.2},
-            "color": _clean(np.array(energy)), "showscale": True,
+            "color": _clean(np.log10(energy)), "showscale": True,
             "colorscale": [[0, "var(--energy-0)"], [0.5, "var(--energy-1)"], [1, "var(--energy-2)"]],
             "colorbar": {
                 "title": {"text": "J/token", "side": "top", "font": {"size": 11}}, "thickness": 8, "len": 0.72,
-                "outlinewidth": 0, "tickfont": {"size": 11}, "nticks": 5, "xpad": 6, "ypad": 0,
+                "outlinewidth": 0, "tickfont": {"size": 11}, "xpad": 6, "ypad": 0, "tickmode": "array",
+                "tickvals": [math.log10(value) for value in marks],
+                "ticktext": [f"{value:,.6g}" for value in marks],
             },
         },
     }  # fmt: skip
@@ -70,8 +75,8 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
         level = float(np.log10(bound))
     layout["shapes"].append(_line("h", bound, "var(--good)", "dash"))
     layout["annotations"].append(
-        _note(f"no plan can cost less: {show(bound, 'price')}", "var(--good)", x=1, y=level, xref="paper",
-              xanchor="right", yanchor="top", yshift=-2)
+        _note(f"no plan can cost less: {show(bound, 'price')}", "var(--good)", x=0, y=level, xref="paper",
+              xanchor="left", yanchor="top", xshift=4, yshift=-2)
     )  # fmt: skip
     for objective in objectives:
         if (
@@ -265,16 +270,22 @@ def _title(text: str) -> Figure:
 
 def _log_axis(low: float, high: float, prefix: str = "") -> Figure:
     """Return a log axis from `low` to `high`, with a handful of round numbers written out."""
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    chosen = _round_numbers(low, high)
+    return {
+        "type": "log", "range": [math.log10(low), math.log10(high)], "tickmode": "array", "tickvals": chosen,
+        "ticktext": [f"{prefix}{value:,.6g}" for value in chosen],
+    }  # fmt: skip
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Return round numbers from `low` to `high`, four or more where there are so many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     chosen: list[float] = []
     for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
         chosen = [d * 10.0**k for k in decades for d in digits if low <= d * 10.0**k <= high]
         if len(chosen) >= 4:
             break
-    return {
-        "type": "log", "range": [float(np.log10(low)), float(np.log10(high))], "tickmode": "array", "tickvals": chosen,
-        "ticktext": [f"{prefix}{value:,.6g}" for value in chosen],
-    }  # fmt: skip
+    return chosen
 
 
 def _layout(height: int) -> Figure:

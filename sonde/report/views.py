@@ -52,7 +52,7 @@ def plan_view(result: PlanResult) -> View:
         "table": table_view(result) if best else None,
         "groups": rejection_view(result),
         "rejected": len(result.rejected),
-        "parts": part_view(result.plans[:PARTS], result.bound_usd_per_hour),
+        "parts": part_view(cheapest_of_each_kind(result.plans)[:PARTS], result.bound_usd_per_hour),
         "copies": [copy_view(f"#{plan.rank}  {plan.label}", plan.deployment) for plan in _worth_copying(result.plans)],
         "scenario": as_yaml(result.scenario),
         "facts": plan_facts(result),
@@ -147,8 +147,8 @@ def table_view(result: PlanResult) -> View:
             ],
         })  # fmt: skip
     return {
-        "heads": ["Cost", "× bound", "Devices", *(objective.label for objective in limits), "Per M tokens", "Per token",
-                  "Busy"],
+        "heads": ["Cost", "×\u00a0bound", "Devices", *(objective.label for objective in limits), "Per M tokens",
+                  "Per token", "Busy"],
         "rows": rows, "first": FIRST_ROWS, "left_out": len(result.plans) - len(rows),
         "bound": show(result.bound_usd_per_hour, "price"),
     }  # fmt: skip
@@ -169,7 +169,7 @@ def rejection_view(result: PlanResult) -> list[View]:
 
 
 def part_view(plans: Sequence[Plan], bound: float) -> View | None:
-    """Return dollars per hour by part of the first plans, as shares of the dearest of them."""
+    """Return dollars per hour by part of some plans, as shares of the dearest of them."""
     names = list(dict.fromkeys(name for plan in plans for name, usd in plan.usd_by_part.items() if usd > 0))
     most = max((max(sum(plan.usd_by_part.values()), bound) for plan in plans), default=0.0)
     if not names or most <= 0:
@@ -234,7 +234,16 @@ def versions() -> list[tuple[str, str]]:
     return [("Sonde", __version__), ("Python", platform.python_version())]
 
 
+def cheapest_of_each_kind(plans: Sequence[Plan]) -> list[Plan]:
+    """Return the first plan on every kind of device, or mix of kinds, in their order."""
+    kinds: dict[frozenset[str], Plan] = {}
+    for plan in plans:
+        kinds.setdefault(frozenset(pool.replica.device for pool in plan.deployment.pools), plan)
+    return list(kinds.values())
+
+
 def _worth_copying(plans: Sequence[Plan]) -> list[Plan]:
-    """Return the best plan, then those of the frontier, then the next best, `COPIES` at most."""
-    rest = sorted(plans[1:], key=lambda plan: (not plan.frontier, plan.rank))
-    return [*plans[:1], *sorted(rest[: COPIES - 1], key=lambda plan: plan.rank)]
+    """Return the best plan of every kind of device, then the frontier, then the next best: `COPIES`, by rank."""
+    kinds = {plan.rank for plan in cheapest_of_each_kind(plans)}
+    wanted = sorted(plans, key=lambda plan: (plan.rank not in kinds, not plan.frontier, plan.rank))
+    return sorted(wanted[:COPIES], key=lambda plan: plan.rank)
