@@ -376,6 +376,16 @@ def test_a_limit_alone_is_of_p99_and_quantities_are_seconds() -> None:
     assert objectives(load_scenario(SCENARIO)) == (("ttft", 0.99, 0.5), ("tpot", 0.99, 0.05))
 
 
+@pytest.mark.parametrize(("key", "wrong"), [("  rate:", "8 GB"), ("  ttft:", "500 GB"), ("- device:", "h10")])
+def test_what_is_found_after_reading_has_its_line_too(tmp_path: Path, key: str, wrong: str) -> None:
+    lines = yaml.dump(SCENARIO, default_flow_style=False).splitlines()
+    line = next(i for i, text in enumerate(lines) if text.startswith(key))
+    lines[line] = f"{key} {wrong}"
+    path = tmp_path / "q.yaml"
+    path.write_text("\n".join(lines))
+    assert refused(load_scenario, path).where == f"{path}, line {line + 1}"
+
+
 def test_files_beside_the_scenario_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "questions"
     folder.mkdir()

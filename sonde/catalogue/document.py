@@ -24,8 +24,8 @@ from sonde.units import show
 
 HEAD = f"""# Devices
 
-This page is made from the tables in `sonde/catalogue/data` by `python -m sonde.catalogue.document docs/devices.md`. A new device,
-price or place is one row; `sonde show NAME` prints one with all its sources.
+This page is made from the tables in `sonde/catalogue/data` by `python -m sonde.catalogue.document
+docs/devices.md`. A new device, price or place is one row; `sonde show NAME` prints one with its sources.
 
 - **Compute** is dense: a figure that a maker gives "with sparsity" is halved. Where a device has several rates, it
   is the one that accumulates in FP32. What a device reaches of its peak is another table (`efficiencies.csv`).
