@@ -154,6 +154,14 @@ def test_drawn_hashes_share_prefixes_as_the_profile_says(name: str) -> None:
     assert generate(known, seed=1).block_tokens == 0
 
 
+def test_arrivals_without_ticks_share_no_instant() -> None:
+    known = profile("mooncake-conversation")
+    assert np.mean(np.diff(generate(known, seed=0).arrival_s) == 0) > 0.8
+    smooth = generate(known.without_ticks(), seed=0)
+    assert (np.diff(smooth.arrival_s) > 0).all()
+    assert variation(np.diff(smooth.arrival_s)) == pytest.approx(1.0, rel=0.1)
+
+
 # profile files
 
 

@@ -44,6 +44,10 @@ class Profile(Node):
     sessions: Sessions | None = None
     prefix: Prefix | None = None
 
+    def without_ticks(self) -> Profile:
+        """Return the same profile with times off their grid: the grid is the log's, seldom the users'."""
+        return self.model_copy(update={"arrivals": self.arrivals.model_copy(update={"tick_s": 0.0})})
+
 
 def fit(requests: Requests, name: str, source: str, date: str | None = None) -> Profile:
     """Return the profile of a trace; `date` is ISO, today's where None. Raises InputError where it has no times."""
