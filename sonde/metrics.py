@@ -58,7 +58,7 @@ class Outcome:
 
     Per request [n]: replica i4 (-1: refused, it would not fit the memory of any replica),
     scheduled_s (first step that worked on it), first_token_s, finish_s (f8), preemptions i4.
-    Per replica [r]: steps i8, busy_s, energy_j (steps and idling up to `end_s`), peak_kv_bytes, kv_capacity_bytes.
+    Per replica [r]: steps i8, busy_s, energy_j (drawn by its devices, in steps and idling up to `end_s`), peak_kv_bytes, kv_capacity_bytes.
     itl_counts [ITL_BINS] counts the gaps between successive tokens of a request, over all requests.
     """
 
@@ -78,6 +78,8 @@ class Outcome:
     usd_per_hour: float
     simulation_s: float
     arrival_s: Floats  # when each request was sent: as asked for (open loop), or when a client came free
+    electricity_usd: float = 0.0  # where a site pays for power apart from its devices
+    carbon_g: float = 0.0  # of CO2, for all that the sites drew
     aborted: bool = False  # stopped early since an objective could no longer be met: figures are partial
 
     @property
@@ -154,7 +156,7 @@ class Outcome:
         prompts = int(self.requests.prompt_tokens[done].sum())
         met = self.met(objectives)
         energy = float(self.energy_j.sum())
-        usd = self.usd_per_hour * span / 3600
+        usd = self.usd_per_hour * span / 3600 + self.electricity_usd
         out |= {
             "attainment": float(met.mean()),
             "tokens_per_s": tokens / span,
@@ -165,6 +167,7 @@ class Outcome:
             "refused": int((self.replica < 0).sum()),
             "energy_j": energy,
             "joules_per_token": energy / max(tokens, 1),
+            "carbon_g": self.carbon_g,
             "usd": usd,
             "usd_per_million_tokens": usd / max(tokens + prompts, 1) * 1e6,
             "steps": int(self.steps.sum()),

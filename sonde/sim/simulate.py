@@ -1,0 +1,66 @@
+"""The verb: a deployment and its traffic in, what happens out. Compiles every pool, then runs the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sonde.catalogue.devices import device
+from sonde.catalogue.models import model
+from sonde.cost.compile import compile_replica
+from sonde.cost.money import carbon_g, electricity_usd
+from sonde.deployment.check import check
+from sonde.deployment.tree import Deployment
+from sonde.metrics import Objective, Outcome
+from sonde.sim.engine import run
+from sonde.sim.world import Fleet
+from sonde.workload.requests import Requests
+
+
+def fleet(deployment: Deployment) -> Fleet:
+    """Return the engines of all pools, each with its number of replicas. Raises what `compile_replica` raises."""
+    engines = []
+    for pool in deployment.pools:
+        found = model(pool.replica.model), device(pool.replica.device)
+        engine = compile_replica(
+            *found, pool.replica, purchase=pool.purchase, usd_per_device_hour=pool.usd_per_device_hour
+        )
+        engines.append((engine, pool.replicas))
+    return tuple(engines)
+
+
+def simulate(
+    deployment: Deployment,
+    requests: Requests,
+    *,
+    clients: int | None = None,
+    seed: int = 0,
+    objectives: Sequence[Objective] = (),
+    stop_early: bool = False,
+) -> Outcome:
+    """Return what happens to `requests` on `deployment`, with its power and carbon charged where they are drawn.
+
+    Arguments are those of `sonde.sim.engine.run`. Raises InputError on what the catalogue does not know,
+    CannotError where a model does not fit its devices.
+    """
+    check(deployment)
+    outcome = run(
+        requests, fleet(deployment), routing=deployment.routing.policy, clients=clients, seed=seed,
+        objectives=objectives, stop_early=stop_early,
+    )  # fmt: skip
+    return charged(outcome, deployment)
+
+
+def charged(outcome: Outcome, deployment: Deployment) -> Outcome:
+    """Return the outcome with dollars for electricity and grams of CO2, by the site that every replica stands in."""
+    replicas = [sum(pool.replicas for pool in site.pools) for site in deployment.sites]
+    drawn = np.split(outcome.energy_j, np.cumsum(replicas)[:-1])
+    sites = [(float(joules.sum()), site) for joules, site in zip(drawn, deployment.sites, strict=True)]
+    return replace(
+        outcome,
+        electricity_usd=sum(electricity_usd(joules, site.usd_per_kwh, site.pue) for joules, site in sites),
+        carbon_g=sum(carbon_g(joules, site.carbon_g_per_kwh, site.pue) for joules, site in sites),
+    )
+
