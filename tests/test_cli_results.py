@@ -170,7 +170,7 @@ def test_simulate_takes_a_trace_and_a_closed_loop(tmp_path: Path, sonde_cli: Cal
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "neither trace nor profile"),
+        ([], "exactly one"),
         (["--profile", "azure-conv-2023", "--objective", "ttft"], "--objective"),
         (["--profile", "azure-conv-2023", "--objective", "tftt=1s"], "did you mean 'ttft'"),
         (["--profile", "azure-conv-2023", "--objective", "ttft=1 parsec"], "ttft"),

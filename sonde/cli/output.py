@@ -63,7 +63,7 @@ def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, le
 
     sheet = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column, head in enumerate(heads):
-        sheet.add_column(head, justify="left" if column < left else "right", overflow="fold")
+        sheet.add_column(head, justify="left" if column < left else "right", overflow="fold", no_wrap=not column)
     for row in rows:
         sheet.add_row(*row)
     console().print(sheet)
@@ -136,5 +136,5 @@ def progress() -> Iterator[Progress]:
         console=console(stderr=True), transient=True, disable=not sys.stderr.isatty(),
     )  # fmt: skip
     with bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("starting (the first run on a machine compiles)", total=None)
         yield lambda done, total, text: bar.update(task, completed=done, total=total or None, description=text)

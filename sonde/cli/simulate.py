@@ -47,6 +47,9 @@ def simulate(
     from sonde.plan.demand import demand
     from sonde.sim.simulate import simulate as run
 
+    if (trace is None) == (profile is None):
+        given = "neither" if trace is None else "both"
+        raise InputError("--trace, --profile", given, "needs exactly one of them", "it is unclear what to simulate")
     promised = objectives(objective)
     tree = load(deployment)
     file = None if trace is None else str(trace)
