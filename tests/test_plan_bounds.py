@@ -9,42 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_cases import draw_engine, draw_trace
 
 from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable
 from sonde.metrics import Objective
-from sonde.plan.bounds import _payable, dollars_needed, peak, replicas_needed
+from sonde.plan.bounds import peak, replicas_needed
+from sonde.plan.dollars import Kind, _cheapest, _Line, dollars_needed
 from sonde.plan.rates import alone, prompt_rates, rates, step_floor
 from sonde.plan.work import allowed_misses, work
-from sonde.workload.requests import Requests, requests
+from sonde.workload.requests import requests
 
 LLAMA_LIKE = {"fixed": 2e-3, "floor": 5e-3, "token": 2.5e-5, "pair": 1e-10, "decode": 4e-6, "read": 4e-8}
-
-
-def draw_engine(
-    rng: np.random.Generator, *, window: int = 0, max_batch: int = 16, budget: int = 64, batching: str = "chunked"
-) -> Engine:
-    """An engine with bumpy tables, as measured ones are: they need not rise, nor be convex."""
-    tokens, batch = 80, max_batch
-    flat = rng.uniform(1e-3, 1e-2)
-    linear = np.maximum(flat, np.arange(tokens + 1) * rng.uniform(1e-5, 4e-4)) * rng.uniform(0.9, 1.1, tokens + 1)
-    linear[0] = 0
-    decode = np.arange(batch + 1) * rng.uniform(0, 1e-4) * rng.uniform(0.9, 1.1, batch + 1)
-    read = rng.uniform(1e-7, 1e-5) * rng.uniform(0.8, 1.2, batch + 1)
-    wide = rng.uniform(1e-7, 1e-5) * rng.uniform(0.8, 1.2, batch + 1) if window else np.zeros(batch + 1)
-    time = Coefficients(
-        rng.uniform(0, 2e-3), linear, rng.uniform(1e-5, 4e-4), rng.uniform(0, 1e-6), 1e-7 if window else 0.0,
-        decode, read, wide,
-    )  # fmt: skip
-    memory = KvMemory(int(rng.integers(60, 400)) * 16, 4, 64, 16 if window else 0, int(rng.integers(0, 2)) * 8, 1e9)
-    return Engine(
-        StepTable(time, time, window), memory, batching, max_batch, budget, "recompute", 10.0,
-        float(rng.uniform(0.5, 4)), 1,
-    )  # fmt: skip
-
-
-def draw_trace(rng: np.random.Generator, n: int = 60, rate: float = 20.0) -> Requests:
-    arrival = np.cumsum(rng.exponential(1 / rate, n))
-    return requests(arrival, rng.integers(1, 60, n), rng.integers(1, 30, n))
 
 
 def step_s(engine: Engine, prompt: int, batch: int, area: float, read: float, wide: float) -> float:
@@ -158,13 +133,26 @@ def test_misses_are_counted_as_quantiles_are(q: float, n: int) -> None:
         assert np.partition(values, rank)[rank] > 1.0
 
 
-@given(st.lists(st.floats(0.3, 5), min_size=1, max_size=3, unique=True), st.floats(0.1, 12))
-@settings(max_examples=80, deadline=None)
-def test_payable_is_the_next_price_of_whole_replicas(prices: list[float], amount: float) -> None:
-    counts = [range(math.ceil(amount / price) + 1) for price in prices]
-    sums = [sum(k * price for k, price in zip(choice, prices, strict=True)) for choice in itertools.product(*counts)]
-    expected = min(value for value in sums if value >= amount - 1e-9)
-    assert _payable(amount, sorted(prices)) == pytest.approx(expected, abs=1e-6)
+@given(st.integers(0, 10_000), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_the_cheapest_fleet_is_the_cheapest_of_all_that_satisfy_the_lines(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = draw_engine(rng)
+    prices = rng.uniform(0.3, 5, count)
+    choices = [
+        Kind(base._replace(usd_per_hour=float(price), devices=int(rng.integers(1, 3))), f"stock {i % 2}", 4)
+        for i, price in enumerate(prices)
+    ]
+    lines = [_Line(np.ones(count), 1.0), _Line(prices, float(rng.uniform(0, 8)))]
+    lines.append(_Line(np.where(rng.random(count) < 0.5, prices, 0.0), float(rng.uniform(0, 4))))
+    best = math.inf
+    for fleet in itertools.product(range(5), repeat=count):
+        held = {kind.stock: 0 for kind in choices}
+        for kind, n in zip(choices, fleet, strict=True):
+            held[kind.stock] += n * kind.engine.devices
+        if all(n <= 4 for n in held.values()) and all(line.weights @ fleet >= line.amount - 1e-9 for line in lines):
+            best = min(best, float(prices @ fleet))
+    assert _cheapest(choices, prices, lines)[0] == pytest.approx(best, rel=1e-6)
 
 
 def test_the_work_of_a_request_is_what_its_steps_read() -> None:
@@ -198,5 +186,6 @@ def test_more_load_needs_more() -> None:
     assert many > few
     assert need is not None
     assert need.peak.end_s > need.peak.start_s
-    cheap, _ = dollars_needed([engine], fast, goals)
-    assert cheap >= (many - 1) * engine.usd_per_hour * 0.3
+    cheap = dollars_needed([Kind(engine, "stock", 1000)], fast, goals)
+    assert sum(cheap.replicas) >= 1
+    assert cheap.usd_per_hour >= (many - 1) * engine.usd_per_hour * 0.3

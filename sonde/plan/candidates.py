@@ -20,7 +20,7 @@ from sonde.units import parse
 _NEEDS = {"nvfp4": "fp4", "mxfp4": "fp4"}
 #: activations that go with weights; what is not here goes with bf16 (weights are expanded on the fly)
 _ACTIVATIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "int8": "int8", "nvfp4": "nvfp4"}
-#: policies that never look at the token budget
+#: policies that never look at the token budget: the largest one sets the memory that their steps may need
 _BUDGETLESS = ("static", "iteration")
 _PURCHASES = ("on-demand", "spot", "owned")
 
@@ -199,8 +199,10 @@ def _activations(device: Device, weights: str) -> Precision:
 
 
 def _batchings(search: SearchChoice) -> Iterator[Batching]:
-    for policy, budget, batch in product(search.batching, search.token_budget, search.max_batch):
-        yield Batching(policy=policy, token_budget=budget, max_batch=batch)
+    for policy in search.batching:
+        budgets = (max(search.token_budget),) if policy in _BUDGETLESS else search.token_budget
+        for budget, batch in product(budgets, search.max_batch):
+            yield Batching(policy=policy, token_budget=budget, max_batch=batch)
 
 
 def _refuse(model: Model, kind: Hardware, replica: Replica, most: int) -> Rejection | None:
@@ -247,9 +249,7 @@ def _identity(engine: Engine) -> tuple[object, ...]:
         for quantity in (engine.table.time, engine.table.energy)
         for part in quantity
     ]
-    budget = 0 if engine.batching in _BUDGETLESS else engine.token_budget
-    rest = engine._replace(table=None, token_budget=budget)  # type: ignore[arg-type]
-    return (*tables, engine.table.window, *rest)
+    return (*tables, engine.table.window, *engine[1:])
 
 
 def _shape(device: str, replica: Replica) -> str:

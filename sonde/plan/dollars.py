@@ -96,6 +96,8 @@ def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequenc
     for whole in promises(trace, objectives):
         promise = whole._replace(deadline_s=whole.deadline_s[part])
         table = _table(choices, busy, promise)
+        if np.count_nonzero(table.hopeless.all(axis=0)) > promise.misses:
+            return Fleet(math.inf, (), None)
         need = _need(busy, promise, table, prices)
         lines.append(_Line(prices, need.amount))
         if best is None or need.amount > best.amount:

@@ -80,7 +80,7 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
 
 def _bound_reason(bound: Fleet) -> str:
     if not bound.replicas:
-        return "no fleet of the hardware allowed could hold"
+        return "no number of replicas, of any kinds that are allowed, could hold"
     if bound.need is None:
         return "the objectives set no deadline: one replica of the cheapest kind"
     window, count = bound.need.peak, sum(bound.replicas)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
+from sonde.units import show
 from sonde.workload.requests import Requests
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+_SHOWN = 10  # plans in the text form
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +39,22 @@ class Plan:
     usd_by_part: Mapping[str, float]
     frontier: bool  # no other plan is cheaper, faster (p99 end to end) and leaner (joules per token) at once
 
+    def to_json(self) -> dict[str, object]:
+        """Return the plan as `plan --json` prints it: the deployment, its price, then every figure of its summary."""
+        own = {
+            "rank": self.rank,
+            "label": self.label,
+            "frontier": self.frontier,
+            "deployment": self.deployment.model_dump(mode="json"),
+            "devices": self.devices,
+            "usd_per_hour": self.usd_per_hour,
+            "usd_per_hour_by_part": dict(self.usd_by_part),
+        }
+        return own | dict(self.summary)
+
+    def __repr__(self) -> str:
+        return f"Plan {self.rank}: {self.label}, ${self.usd_per_hour:,.2f}/h"
+
 
 @dataclass(frozen=True)
 class Rejection:
@@ -47,7 +73,9 @@ class PlanResult:
     """The answer to a scenario. `plans` are ranked by dollars per hour, then by p99 end to end.
 
     `bound_usd_per_hour` is a cost that no scheduler could go below on the hardware allowed, and `bound_reason`
-    says where it comes from. `interrupted` is true where the search was stopped and this is what it had found.
+    says where it comes from; it is infinite where no fleet could hold. `candidates` counts those that no proof
+    ruled out, each simulated at least once. `interrupted` is true where the search was stopped and this is what
+    it had found.
     """
 
     scenario: Scenario
@@ -64,3 +92,90 @@ class PlanResult:
     interrupted: bool = False
     best_failing: str = ""  # where nothing holds: the best that was reached, in words
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def gap(self) -> float:
+        """Return how much dearer the cheapest plan is than the bound, as a share of it; NaN where there is none."""
+        if not self.plans or not self.bound_usd_per_hour:
+            return math.nan
+        return self.plans[0].usd_per_hour / self.bound_usd_per_hour - 1
+
+    def to_json(self) -> dict[str, object]:
+        """Return the answer as `plan --json` prints it, in plain mappings and lists."""
+        return {
+            "plans": [plan.to_json() for plan in self.plans],
+            "bound_usd_per_hour": self.bound_usd_per_hour,
+            "bound_reason": self.bound_reason,
+            "objectives": [objective._asdict() for objective in self.objectives],
+            "candidates": self.candidates,
+            "simulations": self.simulations,
+            "requests": self.requests.n,
+            "requests_simulated": self.requests_simulated,
+            "rejected": [
+                {"label": item.label, "constraint": item.constraint, "reason": item.reason} for item in self.rejected
+            ],
+            "best_failing": self.best_failing,
+            "interrupted": self.interrupted,
+            "elapsed_s": self.elapsed_s,
+            "notes": list(self.notes),
+        }
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one flat row per plan: label, price and every figure ("ttft_s_p99" is p99 of TTFT)."""
+        return [_flat(plan) for plan in self.plans]
+
+    def to_polars(self) -> polars.DataFrame:
+        """Return `rows` as a polars frame."""
+        import polars
+
+        return polars.DataFrame(self.rows(), infer_schema_length=None)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return `rows` as a pandas frame (needs pandas installed)."""
+        import pandas
+
+        return pandas.DataFrame(self.rows())
+
+    def __repr__(self) -> str:
+        count = f"{self.candidates:,} candidates, {self.simulations:,} simulations of {self.requests.n:,} requests"
+        lines = [f"Plan for {self.scenario.model}: {len(self.plans):,} of {count} hold, in {self.elapsed_s:.1f} s"]
+        for plan in self.plans[:_SHOWN]:
+            lines.append(_line(plan, self.objectives))
+        if len(self.plans) > _SHOWN:
+            lines.append(f"  ... {len(self.plans) - _SHOWN:,} more")
+        if not self.plans:
+            lines.append(f"  nothing holds; {self.best_failing}")
+        gap = f" (the cheapest plan is {100 * self.gap:.0f} % above)" if self.plans else ""
+        lines.append(f"  no scheduler could need less than ${self.bound_usd_per_hour:,.2f}/h{gap}")
+        kinds = Counter(item.constraint for item in self.rejected)
+        if kinds:
+            lines.append("  ruled out: " + ", ".join(f"{count:,} by {kind}" for kind, count in kinds.most_common()))
+        return "\n".join(lines + (["  interrupted: this is what had been found"] if self.interrupted else []))
+
+
+def _flat(plan: Plan) -> dict[str, object]:
+    row: dict[str, object] = {
+        "rank": plan.rank, "label": plan.label, "devices": plan.devices, "usd_per_hour": plan.usd_per_hour,
+        "frontier": plan.frontier,
+    }  # fmt: skip
+    for name, value in plan.summary.items():
+        if isinstance(value, Mapping):
+            row |= {f"{name}_{part}": figure for part, figure in value.items()}
+        else:
+            row[name] = value
+    return row
+
+
+def _line(plan: Plan, objectives: tuple[Objective, ...]) -> str:
+    reached = ", ".join(f"{item.label} {show(_reached(plan, item), 'time')}" for item in objectives)
+    joules = float(str(plan.summary["joules_per_token"]))
+    head = f"{'*' if plan.frontier else ' '}{plan.rank:>3}  ${plan.usd_per_hour:,.2f}/h"
+    return f"{head}  {plan.label}: {reached}, {joules:.2f} J/token"
+
+
+def _reached(plan: Plan, item: Objective) -> float:
+    known = plan.summary[f"{item.metric}_s"]
+    name = f"p{100 * item.quantile:g}"
+    if isinstance(known, Mapping) and name in known:
+        return float(known[name])
+    return plan.outcome.quantile(item.metric, item.quantile)

@@ -1,0 +1,339 @@
+"""From a scenario to a plan, end to end, on small traffic: candidates, reasons, answers and their forms."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sonde.catalogue.devices import device
+from sonde.catalogue.models import model
+from sonde.deployment.load import dump, load, load_scenario
+from sonde.deployment.scenario import SearchChoice, WorkloadChoice
+from sonde.errors import InputError
+from sonde.metrics import Objective, Outcome
+from sonde.plan import plan
+from sonde.plan.candidates import enumerate_candidates, precisions
+from sonde.plan.demand import demand
+from sonde.plan.explain import explain
+from sonde.plan.prune import impossible
+from sonde.plan.result import PlanResult
+from sonde.plan.work import allowed_misses
+from sonde.sim.engine import run
+from sonde.workload.requests import Requests, requests
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "traces"
+
+
+def chat(n: int = 300, rate: float = 10.0, seed: int = 0) -> Requests:
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(1 / rate, n))
+    prompt = np.clip(rng.lognormal(6, 1, n), 1, 4000)
+    output = np.clip(rng.lognormal(4.5, 0.8, n), 1, 800)
+    return requests(arrival - arrival[0], prompt.astype(int), output.astype(int))
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "model": "llama-3.1-8b",
+        "workload": {"profile": "azure-conv-2023"},
+        "objectives": {"ttft": "1 s", "tpot": {"p99": "60 ms"}},
+        "hardware": [{"device": "h100-sxm", "max": 8}, {"device": "l40s", "max": 8, "price": "$0.90/h"}],
+        "search": {"tensor_parallel": [1, 2], "token_budget": [2048], "max_batch": [64]},
+    }
+    return tree | changes
+
+
+@pytest.fixture(scope="module")
+def answer() -> PlanResult:
+    return plan(question(), trace=chat())
+
+
+def test_every_plan_holds_and_one_replica_less_does_not(answer: PlanResult) -> None:
+    assert answer.plans
+    for item in answer.plans:
+        for goal in answer.objectives:
+            assert item.outcome.quantile(goal.metric, goal.quantile) <= goal.limit_s
+        pool = item.deployment.pools[0]
+        assert item.devices == pool.replicas * pool.replica.devices <= 8
+        assert item.label.startswith(f"{pool.replicas} × {pool.replica.device}")
+        assert item.usd_per_hour >= answer.bound_usd_per_hour
+        assert sum(item.usd_by_part.values()) == pytest.approx(item.usd_per_hour)
+        assert item.outcome.usd_per_hour == pytest.approx(item.usd_per_hour)
+        assert load(dump(item.deployment)) == item.deployment
+
+
+def test_plans_are_ranked_by_dollars_then_latency(answer: PlanResult) -> None:
+    figures = [(item.usd_per_hour, item.summary["e2e_s"]["p99"]) for item in answer.plans]  # type: ignore[index]
+    assert figures == sorted(figures)
+    assert [item.rank for item in answer.plans] == list(range(1, len(figures) + 1))
+    assert answer.plans[0].frontier
+    assert answer.gap >= 0
+
+
+def test_the_price_given_is_the_price_paid(answer: PlanResult) -> None:
+    pools = [(item, item.deployment.pools[0]) for item in answer.plans]
+    given = [(item, pool) for item, pool in pools if pool.replica.device == "l40s"]
+    assert given
+    for item, pool in given:
+        assert pool.usd_per_device_hour == 0.9
+        assert item.usd_per_hour == pytest.approx(0.9 * item.devices)
+    assert all(pool.usd_per_device_hour is None for _, pool in pools if pool.replica.device == "h100-sxm")
+
+
+def test_json_is_the_contract(answer: PlanResult) -> None:
+    tree = json.loads(json.dumps(answer.to_json(), default=float))
+    assert {"plans", "bound_usd_per_hour", "candidates", "requests_simulated", "rejected"} <= set(tree)
+    first = tree["plans"][0]
+    keys = {"rank", "deployment", "devices", "usd_per_hour", "usd_per_million_tokens", "joules_per_token", "attainment"}
+    assert keys <= set(first)
+    for metric in ("ttft_s", "tpot_s", "e2e_s"):
+        assert set(first[metric]) == {"p50", "p90", "p99"}
+    assert load(first["deployment"]) == answer.plans[0].deployment
+    assert all(set(item) == {"label", "constraint", "reason"} for item in tree["rejected"])
+    assert tree["requests_simulated"] >= answer.candidates > 0
+
+
+def test_the_answer_as_frames_and_text(answer: PlanResult) -> None:
+    frame, other = answer.to_polars(), answer.to_pandas()
+    assert (
+        frame["usd_per_hour"].to_list() == [item.usd_per_hour for item in answer.plans] == list(other["usd_per_hour"])
+    )
+    assert "ttft_s_p99" in frame.columns
+    text = repr(answer)
+    assert answer.plans[0].label in text
+    assert "no scheduler could need less" in text
+    assert len(repr(answer.plans[0])) < 200
+
+
+def test_the_folder_is_the_verb() -> None:
+    import sonde
+
+    sonde.plan(question(), trace=chat(20))
+    assert sonde.plan(question(), trace=chat(20)).plans
+
+
+def test_the_same_question_has_the_same_answer(answer: PlanResult) -> None:
+    again = plan(question(), trace=chat())
+    assert [item.label for item in again.plans] == [item.label for item in answer.plans]
+    assert again.rejected == answer.rejected
+    assert again.bound_usd_per_hour == answer.bound_usd_per_hour
+    assert again.requests_simulated == answer.requests_simulated
+
+
+def test_more_traffic_takes_more_and_the_bound_stays_below() -> None:
+    busy = plan(question(), trace=chat(1500, rate=150))
+    devices = [item.devices for item in busy.plans if " tp1 bf16, " in item.label]
+    assert devices
+    assert max(devices) > 1
+    assert 0 < busy.bound_usd_per_hour <= busy.plans[0].usd_per_hour
+
+
+def test_where_nothing_holds_the_best_is_said() -> None:
+    result = plan(question(objectives={"ttft": "1 ms"}), trace=chat(50))
+    assert result.plans == ()
+    assert result.best_failing.startswith("the best that was reached: ")
+    assert "p99 TTFT at least" in result.best_failing
+    assert "1 ms" in result.best_failing
+    assert result.best_failing[27:] in {f"{item.label}: {item.reason}" for item in result.rejected}
+    assert result.bound_usd_per_hour == np.inf
+    assert "nothing holds" in repr(result)
+    assert np.isnan(result.gap)
+
+
+def test_stopping_keeps_what_was_found() -> None:
+    def stop(done: int, total: int, text: str) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    result = plan(question(), trace=chat(), progress=stop)
+    assert result.interrupted
+    assert "interrupted" in repr(result)
+    assert len(result.plans) + len(result.rejected) < 40
+
+
+def test_a_model_that_is_too_large_is_said_to_be() -> None:
+    tree = question(model="llama-3.1-70b", hardware=[{"device": "l40s", "max": 1}])
+    result = plan(tree, trace=chat(20))
+    kinds = {item.constraint for item in result.rejected}
+    assert kinds == {"memory", "devices"}
+    memory = next(item for item in result.rejected if item.constraint == "memory")
+    assert "GiB" in memory.reason
+    assert "one replica takes 2 devices" in next(i.reason for i in result.rejected if i.constraint == "devices")
+    assert result.candidates == 0
+    assert result.best_failing.startswith("no candidate could be built")
+
+
+def test_too_few_devices_are_counted() -> None:
+    tree = question(hardware=[{"device": "l40s", "max": 1}], search={"tensor_parallel": [1]})
+    result = plan(tree, trace=chat(3000, rate=400))
+    reasons = [item for item in result.rejected if item.constraint == "devices"]
+    assert reasons
+    assert "1 allowed" in reasons[0].reason
+    assert result.bound_usd_per_hour == np.inf
+
+
+def test_prompts_beyond_the_context_are_named() -> None:
+    trace = requests([0.0, 1.0], [10, 200_000], [5, 5])
+    with pytest.raises(InputError, match=r"trace\[1\]\.prompt_tokens = 200000.*131,072"):
+        plan(question(), trace=trace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"workload": {"profile": "azure-conv-2023", "trace": "x.csv"}}, "workload"),
+        ({"workload": {}}, "workload"),
+        ({"hardware": [{"device": "h101"}]}, r"hardware\[0\].device"),
+        ({"hardware": [{"device": "h100-sxm", "price": "-1"}]}, r"hardware\[0\].price"),
+        ({"objectives": {"ttft": "0 s"}}, "objectives.ttft"),
+        ({"model": "llama-9"}, "model"),
+    ],
+)
+def test_bad_questions_are_refused_with_their_path(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(InputError, match=path):
+        plan(question(**changes), trace=chat(5))
+
+
+def test_a_workload_is_read_cut_and_scaled(tmp_path: Path) -> None:
+    llama = model("llama-3.1-8b")
+    rows = zip(*(getattr(chat(200), name) for name in ("arrival_s", "prompt_tokens", "output_tokens")), strict=True)
+    lines = ["arrival_s,prompt_tokens,output_tokens", *(",".join(map(str, row)) for row in rows)]
+    path = str(tmp_path / "trace.csv")
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    whole = demand(WorkloadChoice(trace=path), llama)
+    assert whole.requests.n == 200
+    assert whole.notes == ()
+    few = demand(WorkloadChoice(trace=path, requests=50), llama)
+    assert few.requests.n == 50
+    assert "first 50 of 200" in few.notes[0]
+    early = demand(WorkloadChoice(trace=path, duration="5 s"), llama).requests
+    assert early.arrival_s[-1] <= 5 < whole.requests.arrival_s[early.n]
+    fast = demand(WorkloadChoice(trace=path, rate="100/s"), llama).requests
+    assert fast.n / fast.span_s == pytest.approx(100)
+    drawn = demand(WorkloadChoice(profile="azure-conv-2023", rate="5/s", duration="60 s"), llama)
+    assert drawn.requests.n == pytest.approx(300, rel=0.3)
+    assert drawn.notes == ()
+    assert "no duration" in demand(WorkloadChoice(profile="azure-conv-2023"), llama).notes[0]
+
+
+def test_mixtures_are_cut_three_ways() -> None:
+    tree = question(
+        model="mixtral-8x7b", hardware=[{"device": "h100-sxm"}], search={"tensor_parallel": [1, 2], "weights": ["bf16"]}
+    )
+    kept = enumerate_candidates(model("mixtral-8x7b"), load_scenario(tree)).kept
+    cuts = {(c.replica.tensor_parallel, c.replica.data_parallel, c.replica.expert_parallel) for c in kept}
+    assert cuts == {(2, 1, 1), (2, 1, 2), (1, 2, 2)}
+
+
+def test_precisions_are_what_the_device_computes_with() -> None:
+    llama, free = model("llama-3.1-8b"), SearchChoice()
+    assert precisions(llama, device("h100-sxm"), free) == (("bf16", "bf16"), ("fp8", "bf16"), ("fp8", "fp8"))
+    assert ("int8", "bf16") in precisions(llama, device("a100-sxm-80gb"), free)
+    assert all(cache == "bf16" for _, cache in precisions(llama, device("a100-sxm-80gb"), free))
+    assert ("nvfp4", "fp8") in precisions(llama, device("b200-sxm"), free)
+    assert ("int4", "bf16") in precisions(llama, device("jetson-orin-nano-8gb"), free)
+    asked = SearchChoice(weights=("int4",), kv_cache=("int8",))
+    assert precisions(llama, device("h100-sxm"), asked) == (("int4", "int8"),)
+
+
+def test_equal_candidates_are_tried_once() -> None:
+    once = {"tensor_parallel": [1], "weights": ["bf16"], "kv_cache": ["bf16"]}
+    static = load_scenario(question(search=once | {"batching": ["static", "chunked"]}))
+    found = enumerate_candidates(model("llama-3.1-8b"), static)
+    labels = [item.label for item in found.kept]
+    assert len(set(labels)) == len(labels)
+    assert sum("static" in label for label in labels) == 2 * 2  # devices and batches: it has no token budget
+    assert sum("chunked" in label for label in labels) == 2 * 3 * 2
+    twice = question(
+        hardware=[{"device": "l40s"}, {"device": "l40s", "purchase": "owned", "price": "$1/h"}], search=once
+    )
+    twice["hardware"][0]["price"] = "$1/h"
+    again = enumerate_candidates(model("llama-3.1-8b"), load_scenario(twice))
+    assert (len(again.kept), again.merged) == (6, 6)
+
+
+def test_nodes_and_heads_limit_parallelism() -> None:
+    tree = question(search={"tensor_parallel": [3, 16, 1]}, hardware=[{"device": "l40s"}])
+    found = enumerate_candidates(model("llama-3.1-8b"), load_scenario(tree))
+    reasons = {item.label: item for item in found.rejected}
+    assert reasons["l40s tp3 bf16"].constraint == "parallelism"
+    assert "in a node" in reasons["l40s tp16 bf16"].reason
+    assert all(item.replica.tensor_parallel == 1 for item in found.kept)
+
+
+def engine_of(**changes: Any) -> Any:
+    tree = question(search={"tensor_parallel": [1], "weights": ["bf16"], "kv_cache": ["bf16"]} | changes)
+    return enumerate_candidates(model("llama-3.1-8b"), load_scenario(tree)).kept[0].engine
+
+
+def told(trace: Requests, goals: tuple[Objective, ...], engine: Any, replicas: int = 1) -> tuple[str, str]:
+    outcome: Outcome = run(trace, [(engine, replicas)], objectives=goals)
+    failure = explain(outcome, goals, engine)
+    assert failure is not None
+    assert failure.ratio > 1
+    return failure.constraint, failure.reason
+
+
+def test_a_burst_of_prompts_is_named_with_its_minute() -> None:
+    base = chat(1500, rate=1.2)
+    start, extra = 700.0, 120
+    trace = requests(
+        np.sort(np.concatenate([base.arrival_s, start + np.arange(extra) * 0.05])),
+        np.full(base.n + extra, 500), np.full(base.n + extra, 20),
+    )  # fmt: skip
+    slow = trace.prompt_tokens.copy()
+    slow[np.searchsorted(trace.arrival_s, start) : np.searchsorted(trace.arrival_s, start + 6)] = 4000
+    kind, text = told(trace._replace(prompt_tokens=slow), (Objective("ttft", 0.95, 0.5),), engine_of(max_batch=[256]))
+    assert kind == "ttft"
+    assert "prompt bursts" in text
+    assert "at minute 11" in text or "at minute 12" in text
+    assert "against 500 ms" in text
+
+
+def test_a_batch_limit_and_full_memory_are_named() -> None:
+    trace = requests(np.arange(400) * 0.01, np.full(400, 100), np.full(400, 300))
+    goals = (Objective("ttft", 0.99, 0.5),)
+    kind, text = told(trace, goals, engine_of(max_batch=[4]))
+    assert (kind, "batch limit of 4" in text) == ("batch", True)
+    engine = engine_of(max_batch=[256])
+    small = engine._replace(memory=engine.memory._replace(capacity_bytes=engine.memory.block_bytes * 200))
+    kind, text = told(trace, goals, small)
+    assert (kind, "KV memory is full" in text) == ("kv-memory", True)
+    tiny = engine._replace(memory=engine.memory._replace(capacity_bytes=engine.memory.block_bytes * 20))
+    assert "do not fit the KV memory" in told(trace, goals, tiny)[1]
+    proof = impossible(tiny, trace, goals)
+    assert proof is not None
+    assert proof.constraint == "kv-memory"
+
+
+def test_large_chunks_are_named_where_tpot_fails() -> None:
+    trace = chat(400, rate=8)
+    kind, text = told(trace, (Objective("tpot", 0.99, 0.009),), engine_of(token_budget=[8192]))
+    assert kind == "tpot"
+    assert "p99 TPOT" in text
+    assert "steps of up to 8,192 tokens hold decodes up" in text or "prompt bursts" in text
+
+
+def test_what_holds_needs_no_explanation() -> None:
+    trace, goals = chat(50), (Objective("ttft", 0.9, 100.0),)
+    engine = engine_of()
+    assert explain(run(trace, [(engine, 1)], objectives=goals), goals, engine) is None
+    assert impossible(engine, trace, goals) is None
+    assert allowed_misses(goals[0], trace) == 5
+
+
+@pytest.mark.data
+def test_a_real_hour_of_chat() -> None:
+    path = DATA / "azure_llm_2023_conv.csv.gz"
+    if not path.exists():
+        pytest.skip("the traces are not beside the project")
+    tree = question(workload={"trace": str(path)}, objectives={"ttft": "500 ms", "tpot": "50 ms"})
+    result = plan(tree)
+    assert result.requests.n == 19_366
+    assert result.plans
+    assert result.bound_usd_per_hour <= result.plans[0].usd_per_hour
+    assert result.requests_simulated >= result.requests.n
