@@ -149,7 +149,7 @@ def _cause(outcome: Outcome, item: Objective, missed: Bools, when: _When, engine
     if preempted > 0.05 * np.count_nonzero(missed & inside) or (load.memory >= _FULL and load.waiting > 0):
         text = f"KV memory is full ({100 * max(full, load.memory):.0f} %, {preempted:,} preemptions)"
         return "kv-memory", text
-    if load.batch >= _FULL:
+    if load.batch >= _FULL and item.metric in ("ttft", "e2e"):
         return "batch", f"the batch limit of {engine.max_batch} is reached"
     kind = item.metric
     if not when.most and load.prompts >= max(_BURST, load.arrivals * 0.9):
@@ -157,15 +157,17 @@ def _cause(outcome: Outcome, item: Objective, missed: Bools, when: _When, engine
         return kind, f"prompt bursts ({rates})"
     if not when.most and load.arrivals >= _BURST:
         return kind, f"bursts of requests ({load.arrival_rate:.3g}/s against {load.arrival_mean:.3g}/s on average)"
-    if load.busy >= _BUSY and item.metric != "tpot":
+    if load.busy >= _BUSY and item.metric in ("ttft", "e2e") and load.waiting > 0:
         return kind, "every replica is busy"
-    return kind, _shape(outcome, item, missed, engine)
+    return kind, _shape(outcome, item, missed, load, engine)
 
 
-def _shape(outcome: Outcome, item: Objective, missed: Bools, engine: Engine) -> str:
+def _shape(outcome: Outcome, item: Objective, missed: Bools, load: _Load, engine: Engine) -> str:
     """Return what sets the requests that miss apart from the others, where load alone does not explain it."""
     requests = outcome.requests
     if item.metric in ("tpot", "itl"):
+        if load.batch >= _FULL:
+            return f"batches of {engine.max_batch} sequences are that slow"
         if engine.batching == "chunked":
             return f"steps of up to {engine.token_budget:,} tokens hold decodes up"
         if engine.batching == "prefill-first":
