@@ -236,3 +236,11 @@ def test_python_verbs_are_there_with_their_words() -> None:
 def test_loading_a_folder_does_not_hide_the_verb_of_its_name() -> None:
     importlib.import_module("sonde.plan.result")
     assert "Plan for llama-3.1-8b" in repr(sonde.plan(SCENARIO))
+
+
+def test_bench_rows_keep_their_contract(sonde_cli: Callable[..., Ended]) -> None:
+    rows = sonde_cli("bench", "--only", "colocated, chunked", "--json").json()
+    assert [set(row) for row in rows] == [documented("`sonde bench --json`")]
+    assert rows[0]["name"] == "colocated, chunked"
+    assert rows[0]["requests"] == 19_366
+    assert all(rows[0][key] > 0 for key in ("requests_per_s", "steps_per_s", "peak_bytes", "cpu_s", "wall_s"))

@@ -27,4 +27,8 @@ def bench(trace: Path | None, full: bool, only: tuple[str, ...], as_json: bool) 
     if as_json:
         emit([row._asdict() for row in rows])
     else:
-        table("", ("case", "requests", "requests/s", "steps/s", "peak", "CPU", "wall"), [row.cells() for row in rows])
+        table(
+            "",
+            ("case", "candidates", "requests", "requests/s", "steps/s", "peak", "CPU", "wall"),
+            [row.cells() for row in rows],
+        )
