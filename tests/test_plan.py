@@ -66,6 +66,17 @@ def test_every_plan_holds_and_one_replica_less_does_not(answer: PlanResult) -> N
         assert load(dump(item.deployment)) == item.deployment
 
 
+def test_simulating_a_plan_gives_what_the_plan_says(answer: PlanResult) -> None:
+    import sonde
+
+    for item in answer.plans[::4]:
+        outcome = sonde.simulate(item.deployment, answer.requests)
+        again = outcome.summary(answer.objectives)
+        assert again | {"simulation_s": 0} == dict(item.summary) | {"simulation_s": 0}
+        assert np.array_equal(outcome.finish_s, item.outcome.finish_s)
+        assert outcome.carbon_g > 0
+
+
 def test_plans_are_ranked_by_dollars_then_latency(answer: PlanResult) -> None:
     figures = [(item.usd_per_hour, item.summary["e2e_s"]["p99"]) for item in answer.plans]  # type: ignore[index]
     assert figures == sorted(figures)

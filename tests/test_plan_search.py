@@ -223,4 +223,5 @@ def test_outcomes_that_were_not_kept_are_made_again(monkeypatch: pytest.MonkeyPa
         assert isinstance(item.outcome, Outcome)
         assert item.outcome.summary(loose)["e2e_s"] == item.summary["e2e_s"]
         assert item.outcome.aborted is False
+        assert item.outcome.carbon_g == item.summary["carbon_g"]
     assert len(runs) == before + 2

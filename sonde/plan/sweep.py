@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 import numpy as np
 
@@ -33,8 +33,9 @@ _TICK_S = 0.1
 class _Recalled(Outcome):
     """An outcome that was not kept: the same run is made again when one of its columns is read."""
 
-    def __init__(self, again: Callable[[], Outcome]) -> None:
-        object.__setattr__(self, "_again", again)
+    def __init__(self, outcome: Outcome, again: Callable[[], Outcome]) -> None:
+        small = {item.name: getattr(outcome, item.name) for item in fields(Outcome) if item.default is not MISSING}
+        vars(self).update(small, _again=again)
 
     def __getattr__(self, name: str) -> object:
         if name not in Outcome.__dataclass_fields__:
@@ -159,11 +160,15 @@ class Sweep:
         return outcome
 
     def _keep(self, candidate: Candidate, replicas: int, outcome: Outcome) -> None:
+        from sonde.sim.simulate import charged
+
+        deployment = candidate.deployment(replicas)
+        outcome = charged(outcome, deployment)
         summary = outcome.summary(self.objectives)
         size = float(self.trace.n * _BYTES_A_REQUEST)
         with self._lock:
             if self._kept_bytes + size > _KEPT_BYTES and self.found:
-                outcome = _Recalled(lambda: self.evaluate(candidate, replicas, False))
+                outcome = _Recalled(outcome, lambda: charged(self.evaluate(candidate, replicas, False), deployment))
             else:
                 self._kept_bytes += size
             self.found.append(Found(candidate, replicas, summary, outcome))
