@@ -311,3 +311,63 @@ def test_head_and_window_take_whole_rows(trace: Requests, data: st.DataObject) -
 def test_an_empty_window_is_refused() -> None:
     with pytest.raises(InputError, match="must hold requests"):
         requests([0, 10], [1, 1], [1, 1]).window(2, 3)
+
+
+GOOD = {
+    "azure": AZURE + "\n".join(AZURE_ROWS),
+    "burstgpt": BURST + BURST_ROWS,
+    "csv": PLAIN.strip() + ",session,priority,block_hash,block_tokens\n0,5,5,1,0,3 4,2\n1,6,6,,1,,2\n",
+    "mooncake": '{"timestamp": 0, "input_length": 600, "output_length": 5, "hash_ids": [0, 1]}\n' * 2,
+    "jsonl": '{"arrival_time": "2023-01-01T00:00:00Z", "input_toks": 6, "osl": 5, "session": "a", "priority": 1}\n' * 2,
+    "sharegpt": '{"conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi"}]}\n',
+    "vllm": '{"input_lens": [1, 2], "output_lens": [3, 4], "start_times": [1.0, 2.0], "errors": ["", ""]}',
+    "otlp": '{"resourceSpans": [{"scopeSpans": [{"spans": [{"startTimeUnixNano": "17", "attributes": [{"key": '
+    '"gen_ai.usage.input_tokens", "value": {"intValue": "5"}}, {"key": "gen_ai.usage.output_tokens", "value": '
+    '{"intValue": "7"}}]}]}]}]}',
+}
+PIECES = [
+    "",
+    "\n",
+    ",",
+    "null",
+    "-1",
+    "0",
+    "1e400",
+    "NaN",
+    "[]",
+    "{}",
+    '"',
+    "x",
+    "9" * 25,
+    "true",
+    " ",
+    "é",
+    "\x00",
+    "3.5",
+]
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_the_samples_are_good(tmp_path: Path, form: str) -> None:
+    assert read(write(tmp_path, GOOD[form])).n >= 1
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(sorted(GOOD)), st.data())
+def test_a_damaged_trace_is_read_or_refused_in_words(form: str, data: st.DataObject) -> None:
+    text = GOOD[form]
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        end = data.draw(st.integers(start, min(len(text), start + data.draw(st.sampled_from([0, 1, 4, 40])))))
+        text = text[:start] + data.draw(st.sampled_from(PIECES)) + text[end:]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = read(write(Path(folder), text))
+        except InputError:
+            return
+    assert found.n >= 1
+    assert found.arrival_s[0] == 0
+    assert (np.diff(found.arrival_s) >= 0).all()
+    assert min(found.prompt_tokens.min(), found.output_tokens.min()) >= 1
+    assert len(found.block_start) == found.n + 1
+    assert found.block_start[-1] == len(found.block_hash)

@@ -36,7 +36,7 @@ def read_mooncake(records: Iterator[Record], path: Path, limit: int | None) -> T
         for column, (name, unit) in zip(values, columns, strict=True):
             column.append(number(record.get(name), path, line, name) / unit)
         blocks = record.get("hash_ids", [])
-        if not isinstance(blocks, list) or not all(isinstance(item, int) for item in blocks):
+        if not isinstance(blocks, list) or not all(isinstance(item, int) and abs(item) < 2**63 for item in blocks):
             raise InputError(f"{path}:{line} hash_ids", str(blocks)[:60], "must be a list of whole numbers")
         hashes.extend(blocks)
         start.append(len(hashes))
@@ -107,7 +107,7 @@ def as_requests(rows: Rows, *, sort: bool = False) -> Requests:
 def number_sessions(names: Iterable[object]) -> NDArray[np.int64]:
     """Return sessions as numbers: whole numbers as they are; anything else in the order it appears; None is -1."""
     names = list(names)
-    if all(name is None or (isinstance(name, int) and not isinstance(name, bool)) for name in names):
+    if all(name is None or (type(name) is int and abs(name) < 2**63) for name in names):
         return np.asarray([-1 if name is None else name for name in names], np.int64)
     codes: dict[str, int] = {}
     return np.asarray([-1 if name is None else codes.setdefault(str(name), len(codes)) for name in names], np.int64)

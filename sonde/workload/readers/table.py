@@ -7,18 +7,17 @@ the result and one block, however large the file is.
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sonde.errors import InputError
+from sonde.workload.readers.columns import Columns
 from sonde.workload.readers.names import NAMES, find, missing
 from sonde.workload.readers.source import blocks
-from sonde.workload.readers.trace import Rows, Trace, check, session_codes
-from sonde.workload.requests import Requests
+from sonde.workload.readers.trace import Rows, Trace, check
 
 if TYPE_CHECKING:
     import polars
@@ -50,28 +49,10 @@ class Header:
         return "csv"
 
 
-@dataclass
-class _Columns:
-    """What has been read so far, as a list of blocks for every column."""
-
-    arrival: list[NDArray[np.float64]] = field(default_factory=list)
-    prompt: list[NDArray[np.int32]] = field(default_factory=list)
-    output: list[NDArray[np.int32]] = field(default_factory=list)
-    session: list[polars.Series] = field(default_factory=list)
-    priority: list[NDArray[np.int8]] = field(default_factory=list)
-    hashes: list[polars.Series] = field(default_factory=list)
-    block_tokens: int = 0
-    rows: int = 0
-    dropped: int = 0
-    line: int = 0
-    last: float = -np.inf
-    zero: float | int | None = None
-
-
 def read_csv(stream: IO[bytes], head: tuple[int, str], path: Path, limit: int | None) -> Trace:
     """Return the trace of a CSV whose header is `head` (line number, text) and whose rows are in `stream`."""
     header = parse_header(head[1], path)
-    columns = _Columns(line=head[0])
+    columns = Columns(line=head[0])
     for block in blocks(stream, path):
         if not block.strip():
             columns.line += block.count(b"\n")
@@ -88,7 +69,7 @@ def read_csv(stream: IO[bytes], head: tuple[int, str], path: Path, limit: int | 
     notes: tuple[str, ...] = ()
     if columns.dropped:
         notes = (f"{columns.dropped:,} requests that failed (0 response tokens) were left out",)
-    return Trace(str(path), header.format, _requests(columns, limit), columns.dropped, notes)
+    return Trace(str(path), header.format, columns.requests(limit), columns.dropped, notes)
 
 
 def parse_header(text: str, path: Path) -> Header:
@@ -115,24 +96,27 @@ def parse_header(text: str, path: Path) -> Header:
     )
 
 
-def _append(columns: _Columns, header: Header, block: bytes) -> None:
+def _append(columns: Columns, header: Header, block: bytes) -> None:
     """Parse `block`, check its rows against each other and those before, and add them."""
-    frame = _parse(header, block, columns.line, integer=True)
+    tidy = _tidy(block, header, columns.line)
+    frame = _parse(header, tidy, columns.line, integer=True)
     needed = [role for role in ("prompt", "output") if frame[role].null_count()]
     if needed or frame["arrival"].null_count():
-        frame = _parse(header, block, columns.line, integer=False)
+        frame = _parse(header, tidy, columns.line, integer=False)
         _check_nulls(frame, header, block, columns.line)
     ticks = frame["arrival"].to_numpy()
     if columns.zero is None:
         columns.zero = ticks[0]
-    arrival = (ticks - columns.zero) / (1e9 if header.time_format else header.roles["arrival"][2])
+    with np.errstate(invalid="ignore"):
+        arrival = (ticks - columns.zero) / (1e9 if header.time_format else header.roles["arrival"][2])
     prompt, output = frame["prompt"].to_numpy(), frame["output"].to_numpy()
     nothing = np.empty(0, np.int64)
     burst = header.format == "burstgpt"
-    check(
-        Rows(arrival, prompt, output, nothing, nothing), columns.last,
-        lambda row, role: _place(header, block, columns.line, row, role), zero_output=burst,
-    )  # fmt: skip
+
+    def where(row: int, role: str) -> str:
+        return f"{header.path}:{_line(block, columns.line, row)[0]} {header.roles[role][1]}"
+
+    check(Rows(arrival, prompt, output, nothing, nothing), columns.last, where, zero_output=burst)
     columns.last = float(arrival[-1])
     keep = output > 0
     columns.dropped += int(len(keep) - np.count_nonzero(keep))
@@ -140,29 +124,19 @@ def _append(columns: _Columns, header: Header, block: bytes) -> None:
     columns.arrival.append(arrival[keep])
     columns.prompt.append(prompt[keep].astype(np.int32))
     columns.output.append(output[keep].astype(np.int32))
-    _append_optional(columns, frame, header, block, keep)
+    columns.add_optional(frame, keep, where)
 
 
-def _append_optional(
-    columns: _Columns, frame: polars.DataFrame, header: Header, block: bytes, keep: NDArray[np.bool_]
-) -> None:
-    """Add what a trace may lack: sessions, priorities, hashes of blocks."""
-    import polars
-
-    if "priority" in frame.columns:
-        levels = frame["priority"].cast(polars.Int8, strict=False)
-        if (wrong := levels.is_null() & frame["priority"].is_not_null()).any():
-            row = int(wrong.arg_true()[0])
-            place = _place(header, block, columns.line, row, "priority")
-            raise InputError(place, frame["priority"][row], "must be a whole number from -128 to 127")
-        columns.priority.append(levels.fill_null(0).to_numpy()[keep])
-    frame = frame.filter(polars.Series(keep))
-    if "session" in frame.columns:
-        ids = frame["session"].cast(polars.Int64, strict=False)
-        columns.session.append(frame["session"] if ids.null_count() > frame["session"].null_count() else ids)
-    if "block_hash" in frame.columns and "block_tokens" in frame.columns:
-        columns.hashes.append(frame["block_hash"].fill_null(""))
-        columns.block_tokens = int(frame["block_tokens"].cast(polars.Int32, strict=False).to_numpy().max(initial=0))
+def _tidy(block: bytes, header: Header, before: int) -> bytes:
+    """Return `block` without blank lines, which polars would count as rows. Raises InputError for an open quote."""
+    if block.count(b'"') % 2:
+        lines = enumerate(block.split(b"\n"), before + 1)
+        number, line = next((number, line) for number, line in lines if line.count(b'"') % 2)
+        shown = line[:80].decode(errors="replace")
+        raise InputError(f"{header.path}:{number}", shown, "malformed line: a quote is not closed", "repair the line")
+    if block[:1] in b"\r\n" or b"\n\n" in block or b"\n\r\n" in block:
+        return b"\n".join(line for line in block.split(b"\n") if line.strip(b"\r"))
+    return block
 
 
 def _parse(header: Header, block: bytes, before: int, *, integer: bool) -> polars.DataFrame:
@@ -181,7 +155,7 @@ def _parse(header: Header, block: bytes, before: int, *, integer: bool) -> polar
     schema = {names.get(index, f"unused {index}"): kind for index, kind in enumerate(types)}
     try:
         frame = polars.read_csv(
-            block.lstrip(b"\r\n"), has_header=False, separator=header.separator, schema=schema,
+            block, has_header=False, separator=header.separator, schema=schema,
             columns=sorted(names), ignore_errors=True, truncate_ragged_lines=True,
         )  # fmt: skip
     except polars.exceptions.PolarsError as error:
@@ -242,62 +216,8 @@ def _short(header: Header, number: int, text: str) -> InputError:
     )  # fmt: skip
 
 
-def _place(header: Header, block: bytes, before: int, row: int, role: str) -> str:
-    """Return the place of a value as file, line and column."""
-    return f"{header.path}:{_line(block, before, row)[0]} {header.roles[role][1]}"
-
-
 def _line(block: bytes, before: int, row: int) -> tuple[int, str]:
     """Return the number in the file and the text of row `row` of a block that follows line `before`."""
-    filled = ((number, line) for number, line in enumerate(block.split(b"\n"), 1) if line.strip())
-    number, line = next(pair for index, pair in enumerate(filled) if index == row)
+    filled = ((number, line) for number, line in enumerate(block.split(b"\n"), 1) if line.strip(b"\r"))
+    number, line = next((pair for index, pair in enumerate(filled) if index == row), (1, b""))
     return before + number, line.decode(errors="replace").rstrip("\r")
-
-
-def _requests(columns: _Columns, limit: int | None) -> Requests:
-    """Return the columns in one piece, from the first arrival on; the blocks are let go one by one."""
-    start, tokens, hashes = _hashes(columns, limit)
-    n = columns.rows if limit is None else min(columns.rows, limit)
-    arrival = _joined(columns.arrival, limit)
-    arrival -= arrival[0]
-    return Requests(
-        arrival, _joined(columns.prompt, limit), _joined(columns.output, limit), _sessions(columns, n),
-        _joined(columns.priority, limit) if columns.priority else np.zeros(n, np.int8), start, hashes, tokens,
-    )  # fmt: skip
-
-
-def _joined(parts: list[NDArray[Any]], limit: int | None) -> NDArray[Any]:
-    whole = np.concatenate(parts)
-    parts.clear()
-    return whole if limit is None or len(whole) <= limit else whole[:limit].copy()
-
-
-def _sessions(columns: _Columns, n: int) -> NDArray[np.int32]:
-    """Return the session numbers: those of the file, or, where they are text, in the order they appear."""
-    import polars
-
-    if not columns.session:
-        return np.full(n, -1, np.int32)
-    textual = any(part.dtype == polars.String for part in columns.session)
-    whole: polars.Series = polars.concat(part.cast(polars.String) if textual else part for part in columns.session)[:n]
-    columns.session.clear()
-    if not textual:
-        return session_codes(whole.fill_null(-1).to_numpy())
-    names = whole.drop_nulls().unique(maintain_order=True)
-    codes = whole.replace_strict(names, polars.int_range(len(names), dtype=polars.Int32, eager=True), default=-1)
-    return codes.cast(polars.Int32).to_numpy().copy()
-
-
-def _hashes(columns: _Columns, limit: int | None) -> tuple[NDArray[np.int64], int, NDArray[np.int64]]:
-    """Return where the hashed blocks of each request begin, the tokens in a block, and the hashes."""
-    import polars
-
-    n = columns.rows if limit is None else min(columns.rows, limit)
-    if not columns.hashes or not columns.block_tokens:
-        return np.zeros(n + 1, np.int64), 0, np.empty(0, np.int64)
-    lists: polars.Series = polars.concat(columns.hashes)[:n].str.split(" ")
-    columns.hashes.clear()
-    flat = lists.explode()
-    counts = lists.list.eval(polars.element().filter(polars.element() != "")).list.len().to_numpy()
-    hashes = flat.filter(flat != "").cast(polars.Int64).to_numpy().copy()
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64))), columns.block_tokens, hashes

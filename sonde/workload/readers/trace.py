@@ -63,7 +63,7 @@ def check(rows: Rows, last: float, where: Callable[[int, str], str], *, zero_out
         row, role, value, allowed, consequence = min(bad, key=lambda item: item[0])
         if consequence:
             allowed = f"{allowed} (before it: {float(before[row])!r} s)"
-        shown: object = int(value) if value == np.floor(value) and role != "arrival" else value
+        shown: object = int(value) if role != "arrival" and value.is_integer() else value
         raise InputError(where(row, role), shown, allowed, consequence)
 
 
