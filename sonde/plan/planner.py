@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sonde.deployment.scenario import Scenario
+from sonde.deployment.scenario import Scenario, WorkloadChoice
 from sonde.metrics import Objective, Outcome
 from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
-from sonde.plan.demand import demand, given
+from sonde.plan.demand import demand, given, rows
 from sonde.plan.dollars import Fleet, dollars_needed, kinds
 from sonde.plan.frontier import rank
 from sonde.plan.result import PlanResult
@@ -40,12 +40,13 @@ def plan(
     start = time.perf_counter()
     question = load_scenario(scenario)
     if isinstance(trace, (str, Path)):
-        workload = question.workload.model_copy(update={"trace": str(trace), "profile": None, "rate": None})
-        question = question.model_copy(update={"workload": workload})
+        question = question.model_copy(update={"workload": WorkloadChoice(trace=str(trace))})
     goals, model = objectives(question), find(question.model)
     asked = given(trace, model) if isinstance(trace, tuple) else demand(question.workload, model)
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
+    if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread
+        simulator(rows(asked.requests, 1), ())(candidates.kept[0], 1, False)
     interrupted = sweep.run(candidates.kept, progress)
     bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
     plans = rank(sweep.found)
