@@ -231,6 +231,19 @@ def test_a_workload_is_read_cut_and_scaled(tmp_path: Path) -> None:
     assert "no duration" in demand(WorkloadChoice(profile="azure-conv-2023"), llama).notes[0]
 
 
+def test_plans_that_behave_the_same_are_one() -> None:
+    one = {"tensor_parallel": [1], "weights": ["bf16"], "kv_cache": ["bf16"], "token_budget": [8192]}
+    tree = question(hardware=[{"device": "h100-sxm"}], search=one | {"max_batch": [200, 250, 300]})
+    result = plan(tree, trace=chat(100, rate=2))
+    assert [item.deployment.pools[0].replica.batching.max_batch for item in result.plans] == [200]
+    assert result.candidates == 3
+    assert "2 plans serve every request just as another" in result.notes[-1]
+    tight = plan(
+        question(hardware=[{"device": "h100-sxm"}], search=one | {"max_batch": [2, 3]}), trace=chat(100, rate=2)
+    )
+    assert len(tight.plans) + len(tight.rejected) == 2
+
+
 def test_mixtures_are_cut_three_ways() -> None:
     tree = question(
         model="mixtral-8x7b", hardware=[{"device": "h100-sxm"}], search={"tensor_parallel": [1, 2], "weights": ["bf16"]}
@@ -335,6 +348,23 @@ def test_what_holds_needs_no_explanation() -> None:
     assert explain(run(trace, [(engine, 1)], objectives=goals), goals, engine) is None
     assert impossible(engine, trace, goals) is None
     assert allowed_misses(goals[0], trace) == 5
+
+
+def test_gaps_between_tokens_can_be_promised_too() -> None:
+    loose, tight = (plan(question(objectives={"itl": {"p90": limit}}), trace=chat(60)) for limit in ("50 ms", "1 ms"))
+    assert loose.plans
+    assert loose.bound_usd_per_hour == pytest.approx(0.9)
+    assert loose.bound_reason.startswith("the objectives set no deadline")
+    assert not tight.plans
+    assert {item.constraint for item in tight.rejected} == {"itl"}
+    assert "p90 ITL" in tight.best_failing
+
+
+def test_hardware_that_costs_nothing_has_no_gap() -> None:
+    result = plan(question(hardware=[{"device": "h100-sxm", "price": 0}]), trace=chat(60))
+    assert result.plans[0].usd_per_hour == result.bound_usd_per_hour == 0
+    assert np.isnan(result.gap)
+    assert any("count as free" in note for note in result.notes)
 
 
 @pytest.mark.data

@@ -24,6 +24,22 @@ def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
+def distinct(found: Sequence[Found]) -> list[Found]:
+    """Return what behaves differently: of fleets that serve every request at the same times, the least demanding.
+
+    A batch limit or a token budget that is never reached makes no difference; the lower one stays.
+    """
+    kept: dict[tuple[object, ...], Found] = {}
+    for item in sorted(found, key=_limits):
+        kept.setdefault((item.candidate.family, item.replicas, item.digest), item)
+    return list(kept.values())
+
+
+def _limits(found: Found) -> tuple[object, ...]:
+    batching = found.candidate.replica.batching
+    return batching.token_budget, batching.max_batch, found.candidate.label
+
+
 def rank(found: Sequence[Found]) -> tuple[Plan, ...]:
     """Return the plans, the cheapest first, then the lowest p99 end to end, then the leanest, then by name."""
     ordered = sorted(found, key=lambda item: (*_figures(item), item.candidate.label))

@@ -12,7 +12,7 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
 from sonde.plan.demand import demand, given, rows
 from sonde.plan.dollars import Fleet, dollars_needed, kinds
-from sonde.plan.frontier import rank
+from sonde.plan.frontier import distinct, rank
 from sonde.plan.result import PlanResult
 from sonde.plan.sweep import Evaluate, Progress, Sweep
 from sonde.units import show
@@ -49,7 +49,8 @@ def plan(
         simulator(rows(asked.requests, 1), ())(candidates.kept[0], 1, False)
     interrupted = sweep.run(candidates.kept, progress)
     bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
-    plans = rank(sweep.found)
+    found = distinct(sweep.found)
+    plans = rank(found)
     return PlanResult(
         scenario=question,
         requests=asked.requests,
@@ -64,7 +65,7 @@ def plan(
         elapsed_s=time.perf_counter() - start,
         interrupted=interrupted,
         best_failing="" if plans else _best_failing(sweep, candidates),
-        notes=(*asked.notes, *check_scenario(question), *_notes(candidates)),
+        notes=(*asked.notes, *check_scenario(question), *_notes(candidates, len(sweep.found) - len(found))),
     )
 
 
@@ -102,10 +103,15 @@ def _best_failing(sweep: Sweep, candidates: Candidates) -> str:
     return "nothing was tried"
 
 
-def _notes(candidates: Candidates) -> list[str]:
+def _notes(candidates: Candidates, same: int) -> list[str]:
     notes = []
     if candidates.merged:
         notes.append(f"{candidates.merged:,} candidates equal another in every number and were not tried twice.")
+    if same:
+        notes.append(
+            f"{same:,} plans serve every request just as another does (a batch limit or token budget that is never "
+            "reached) and are left out."
+        )
     free = sorted({item.hardware.device.name for item in candidates.kept if item.hardware.usd_per_hour == 0})
     if free:
         notes.append(f"No price by the hour is known for {', '.join(free)}: they count as free.")

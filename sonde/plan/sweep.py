@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import MISSING, dataclass, fields
+from hashlib import sha256
 
 import numpy as np
 
@@ -46,12 +47,13 @@ class _Recalled(Outcome):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A candidate that holds, with the fewest replicas that do."""
+    """A candidate that holds, with the fewest replicas that do. `digest` stands for the times of every request."""
 
     candidate: Candidate
     replicas: int
     summary: Mapping[str, object]
     outcome: Outcome
+    digest: str
 
     @property
     def usd_per_hour(self) -> float:
@@ -165,13 +167,14 @@ class Sweep:
         deployment = candidate.deployment(replicas)
         outcome = charged(outcome, deployment)
         summary = outcome.summary(self.objectives)
+        digest = sha256(outcome.first_token_s.tobytes() + outcome.finish_s.tobytes()).hexdigest()
         size = float(self.trace.n * _BYTES_A_REQUEST)
         with self._lock:
             if self._kept_bytes + size > _KEPT_BYTES and self.found:
                 outcome = _Recalled(outcome, lambda: charged(self.evaluate(candidate, replicas, False), deployment))
             else:
                 self._kept_bytes += size
-            self.found.append(Found(candidate, replicas, summary, outcome))
+            self.found.append(Found(candidate, replicas, summary, outcome, digest))
 
     def _reject(self, candidate: Candidate, failure: Failure | None, replicas: int = 0) -> None:
         if failure is None:  # a run that stops early and one that does not disagree only if the simulator is at fault
