@@ -58,7 +58,8 @@ class Outcome:
 
     Per request [n]: replica i4 (-1: refused, it would not fit the memory of any replica),
     scheduled_s (first step that worked on it), first_token_s, finish_s (f8), preemptions i4.
-    Per replica [r]: steps i8, busy_s, energy_j (drawn by its devices, in steps and idling up to `end_s`), peak_kv_bytes, kv_capacity_bytes.
+    Per replica [r]: steps i8, busy_s, energy_j (drawn by its devices, in steps and idling up to `end_s`),
+    peak_kv_bytes, kv_capacity_bytes.
     itl_counts [ITL_BINS] counts the gaps between successive tokens of a request, over all requests.
     """
 

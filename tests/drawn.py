@@ -92,3 +92,15 @@ def shortest_queue(view, request):
         if free > (view.kv_capacity[best] - view.kv_used[best]) * (1 + view.queued[i]):
             best = i
     return best
+
+
+def out_of_range(view, request):
+    return len(view.queued)
+
+
+def not_numbers(view, request):
+    return {"a": view}["a"]
+
+
+def lazy(view):
+    return Step(0, True, False)

@@ -94,7 +94,8 @@ class Replica:
         read_window = sum(min(s.cached + (0 if s.held else 1), window) for s in batch) if window else 0
         b = len(batch)
         return (
-            c.fixed + c.linear[min(n, last)] + c.slope * max(n - last, 0) + c.prefill * area + c.prefill_window * area_window
+            c.fixed + c.linear[min(n, last)] + c.slope * max(n - last, 0)
+            + c.prefill * area + c.prefill_window * area_window
             + c.decode[b] + c.read[b] * read + c.read_window[b] * read_window
         )  # fmt: skip
 
@@ -185,12 +186,12 @@ class Stepper:
         left, decode, whole = r.policy.function(view)
         r.start, r.chunks, seconds, preempted = now, [], 0.0, 0
         if decode:
-            preempted, seconds = self.prepare_decode(r, now)
+            preempted, seconds = self.prepare_decode(r)
         if not preempted:
             self.take_prompts(r, now, left, whole, growing=decode)
         if not r.chunks and not decode:
             decode = True
-            preempted, seconds = self.prepare_decode(r, now)
+            preempted, seconds = self.prepare_decode(r)
         r.decodes = decode and bool(r.decoding)
         r.in_step = list(r.decoding) if r.decodes else []
         if not r.chunks and not r.decoding:
@@ -200,7 +201,7 @@ class Stepper:
         r.end = now + (r.cost(e.table.time, r.decodes) + seconds)
         r.energy_step = r.cost(e.table.energy, r.decodes) + seconds * e.idle_w
 
-    def prepare_decode(self, r, now):
+    def prepare_decode(self, r):
         count, seconds = 0, 0.0
         while r.used(growing=True) > r.engine.memory.capacity_bytes:
             seconds += self.preempt(r)

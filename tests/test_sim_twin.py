@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import os
 
 import drawn
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, find, given, settings
+from hypothesis import strategies as st
 from reference import Stepper
+
 from sonde.policies import routing
 from sonde.sim.engine import run
 
+#: fewer where the JIT is off, since every step is then interpreted
+EXAMPLES = int(os.environ.get("SONDE_TWIN_EXAMPLES", "0"))
 OWN_BATCHING, OWN_ROUTING = "drawn:patient", "drawn:shortest_queue"
 BATCHING = ("static", "iteration", "prefill-first", "chunked", OWN_BATCHING)
 ROUTING = (*routing.POLICIES, OWN_ROUTING)
@@ -37,7 +41,7 @@ def compare(requests, fleet, policy, clients=None, seed=0):
 
 
 @pytest.mark.parametrize("policy", BATCHING)
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES or 150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_equals_stepping_one_by_one(policy, data):
     requests = data.draw(drawn.workloads())
@@ -46,7 +50,7 @@ def test_equals_stepping_one_by_one(policy, data):
 
 
 @pytest.mark.parametrize("policy", ROUTING)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES or 60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_equals_stepping_under_every_router_and_mixed_fleets(policy, data):
     requests = data.draw(drawn.workloads())
@@ -55,7 +59,7 @@ def test_equals_stepping_under_every_router_and_mixed_fleets(policy, data):
 
 
 @pytest.mark.parametrize("policy", BATCHING[:4])
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES or 60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_equals_stepping_in_a_closed_loop(policy, data):
     requests = data.draw(drawn.workloads())
@@ -66,3 +70,38 @@ def test_equals_stepping_in_a_closed_loop(policy, data):
     for moment in moments:  # never more requests under way than clients
         under_way = (fast.arrival_s <= moment) & (fast.finish_s > moment)
         assert under_way.sum() <= clients
+
+
+@st.composite
+def cases(draw, policy):
+    return draw(drawn.workloads()), draw(drawn.engines((policy,)))
+
+
+def windowed(case, outcome):
+    requests, engine = case
+    crossed = (requests.prompt_tokens < engine.table.window) & (
+        requests.prompt_tokens + requests.output_tokens - 1 > engine.table.window
+    )
+    return (crossed & np.isfinite(outcome.finish_s)).sum() >= 2 and engine.memory.window_block_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "reached"),
+    [
+        ("chunked", lambda case, out: case[1].preemption == "recompute" and out.preemptions.max() >= 2),
+        ("chunked", lambda case, out: case[1].preemption == "swap" and out.preemptions.sum() >= 3),
+        ("prefill-first", lambda case, out: case[1].preemption == "swap" and out.preemptions.sum() >= 3),
+        ("prefill-first", lambda _, out: out.completed >= 8 and out.steps.max() > 30),
+        ("static", windowed),
+        ("chunked", windowed),
+        ("chunked", lambda case, out: out.preemptions.sum() >= 2 and windowed(case, out)),
+        ("chunked", lambda case, out: case[0].prompt_tokens.max() > 4 * case[1].token_budget and out.completed > 3),
+    ],
+)
+def test_drawn_cases_reach_what_is_rare(policy, reached):
+    """What the twin is compared on holds preemption, swapping, windows that fill, and prompts of many chunks."""
+    find(
+        cases(policy),
+        lambda case: reached(case, run(case[0], [(case[1], 1)])),
+        settings=settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck)),
+    )

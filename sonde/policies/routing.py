@@ -1,6 +1,6 @@
 """Which replica takes a request: plain functions from what a router sees to the number of a replica.
 
-Ties go to the first replica counted from `request.index`, so that equal replicas take turns.
+Ties go to the first replica counted from `request.number`, so that equal replicas take turns.
 """
 
 from __future__ import annotations
@@ -32,9 +32,12 @@ class PoolView(NamedTuple):
 
 
 class RequestView(NamedTuple):
-    """What a router knows of a request. `draw` and `second_draw` are uniform in [0, 1), fixed by the seed."""
+    """What a router knows of a request: its number in order of sending, and so on.
 
-    index: int
+    `draw` and `second_draw` are uniform in [0, 1), fixed by the seed.
+    """
+
+    number: int
     time: float
     prompt_tokens: int
     priority: int
@@ -50,15 +53,15 @@ def random(view: PoolView, request: RequestView) -> int:
 
 def round_robin(view: PoolView, request: RequestView) -> int:
     """Pick the replicas in turn."""
-    return request.index % len(view.queued)
+    return request.number % len(view.queued)
 
 
 def least_outstanding(view: PoolView, request: RequestView) -> int:
     """Pick the replica with the fewest requests, queued and running."""
     n = len(view.queued)
-    best = request.index % n
+    best = request.number % n
     for step in range(1, n):
-        i = (request.index + step) % n
+        i = (request.number + step) % n
         if view.queued[i] + view.running[i] < view.queued[best] + view.running[best]:
             best = i
     return best
@@ -67,9 +70,9 @@ def least_outstanding(view: PoolView, request: RequestView) -> int:
 def least_tokens(view: PoolView, request: RequestView) -> int:
     """Pick the replica with the fewest tokens to compute and to keep."""
     n = len(view.queued)
-    best = request.index % n
+    best = request.number % n
     for step in range(1, n):
-        i = (request.index + step) % n
+        i = (request.number + step) % n
         if view.queued_tokens[i] + view.running_tokens[i] < view.queued_tokens[best] + view.running_tokens[best]:
             best = i
     return best
@@ -87,7 +90,7 @@ def power_of_two(view: PoolView, request: RequestView) -> int:
 
 def session(view: PoolView, request: RequestView) -> int:
     """Pick the same replica for every turn of a conversation, by hashing; requests on their own are spread."""
-    key = request.session if request.session >= 0 else request.index
+    key = request.session if request.session >= 0 else request.number
     return ((key * 2654435761) % 4294967296 >> 7) % len(view.queued)
 
 

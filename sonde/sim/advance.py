@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from sonde.sim.batch import clear, complete, join, leave, saturate, stall
-from sonde.sim.jit import part
+from sonde.sim.jit import i64, part
 from sonde.sim.lists import pop_end
 from sonde.sim.memory import growth
 from sonde.sim.record import count_gaps, count_miss, draw_timeline, itl_bin
@@ -37,7 +37,7 @@ def end_sequences(w: World, r: int, now: float) -> None:
     replica = w.replicas[r]
     while replica.heap > 0 and w.ends[r, 0, 0] <= replica.steps:
         i = w.ends[r, 0, 1]
-        pop_end(w, r, np.int64(0))
+        pop_end(w, r, i64(0))
         if w.work[i].end > replica.steps:
             saturate(w, r, i)
         else:
@@ -57,14 +57,14 @@ def end_prompt(w: World, r: int, i: int, now: float) -> bool:
     work.done = work.target
     work.last = now
     if work.made < w.output[i]:
-        join(w, r, i, np.int64(work.target))
+        join(w, r, i, i64(work.target))
         return True
     complete(w, r, i, now)
     replica = w.replicas[r]
     if w.engines[replica.engine].hold:
         replica.batch += 1
         replica.kept += work.target
-        replica.kept_window += min(np.int64(work.target), w.engines[replica.engine].window)
+        replica.kept_window += min(i64(work.target), w.engines[replica.engine].window)
     return False
 
 
@@ -89,7 +89,7 @@ def finish(w: World, r: int) -> None:
         stall(w, r, replica.clock, active)
     if replica.chunk > 0:
         w.work[replica.part].done += n * replica.chunk
-    joined = np.int64(0)
+    joined = i64(0)
     for k in range(replica.joiners):
         joined += end_prompt(w, r, w.joining[r, k], now)
     if joined > 0 and replica.stalls > 0:
@@ -106,7 +106,7 @@ def publish(w: World, r: int) -> None:
 
 
 @part
-def advance(w: World, r: int, policies: tuple[object, ...]) -> None:
+def advance(w: World, r: int, policies: tuple[Any, ...]) -> None:
     """Go on with replica `r` by one run of steps: end the one it is in (or wake it) and form the next."""
     now = w.next[r]
     if w.replicas[r].wake:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy import void
-
-from sonde.sim.jit import part
+from sonde.sim.jit import i64, part
 from sonde.sim.lists import FIRST, NEWEST, admit, dequeue, enqueue, find_end, pop_end, push_end, release
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.state import E2E, TPOT, World
+from sonde.sim.state import E2E, TPOT, Record, World
 
 
 @part
@@ -19,11 +16,11 @@ def cached(w: World, r: int, i: int) -> int:
 
 
 @part
-def reserved(w: World, engine: void, i: int) -> int:
+def reserved(w: World, engine: Record, i: int) -> int:
     """Return the bytes that must be free for request `i` to be admitted with a prompt to compute."""
     if engine.reserve:
         return kv_bytes(engine, w.prompt[i] + w.output[i] - 1)
-    return kv_bytes(engine, np.int64(w.work[i].target))
+    return kv_bytes(engine, i64(w.work[i].target))
 
 
 @part
@@ -48,7 +45,7 @@ def join(w: World, r: int, i: int, tokens: int) -> None:
     """Let request `i`, which holds `tokens` in its cache, decode from the next step on."""
     replica, work = w.replicas[r], w.work[i]
     window = w.engines[replica.engine].window
-    count_in(w, r, tokens, np.int64(1))
+    count_in(w, r, tokens, i64(1))
     work.end = replica.steps + w.output[i] - work.made
     key = work.end
     if tokens < window:
@@ -97,7 +94,7 @@ def leave(w: World, r: int, i: int, now: float) -> None:
             replica.growing -= 1
             w.phases[r, 1, phase] -= 1
     else:
-        count_in(w, r, tokens, np.int64(-1))
+        count_in(w, r, tokens, i64(-1))
         if tokens == engine.window:  # counted as growing until now, as it was during its last step
             replica.growing -= 1
             w.phases[r, 1, (tokens - replica.steps) % engine.block_tokens] -= 1
@@ -156,7 +153,7 @@ def preempt(w: World, r: int, now: float) -> float:
     seconds = 0.0
     if i == replica.part:
         replica.part = -1
-        replica.used -= kv_bytes(engine, np.int64(work.target))
+        replica.used -= kv_bytes(engine, i64(work.target))
         replica.queued_tokens += work.done
     else:
         tokens = cached(w, r, i)
@@ -164,7 +161,7 @@ def preempt(w: World, r: int, now: float) -> float:
         work.made = w.output[i] - (work.end - replica.steps)
         work.last = last_token(w, r, i, now)
         pop_end(w, r, find_end(w, r, i))
-        count_in(w, r, tokens, np.int64(-1))
+        count_in(w, r, tokens, i64(-1))
         replica.used -= size
         work.target = tokens + 1
         if engine.swap:
@@ -187,7 +184,7 @@ def make_room(w: World, r: int, now: float) -> tuple[int, float]:
     engine = w.engines[replica.engine]
     count, seconds = 0, 0.0
     while True:
-        need = growth(w, r, replica.steps, np.int64(1))
+        need = growth(w, r, replica.steps, i64(1))
         if replica.used + need <= engine.capacity:
             replica.used += need
             return count, seconds
@@ -197,7 +194,7 @@ def make_room(w: World, r: int, now: float) -> tuple[int, float]:
 
 @part
 def resume(w: World, r: int, now: float) -> float:
-    """Bring swapped requests at the head of the queue back into the batch while they fit; return the seconds it takes."""
+    """Bring swapped requests at the head of the queue back while they fit; return the seconds that it takes."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
     seconds = 0.0
@@ -212,7 +209,7 @@ def resume(w: World, r: int, now: float) -> float:
         admit(w, r, i)
         if replica.stalls == 0 and replica.active > 0:
             stall(w, r, now, replica.active)
-        stall(w, r, work.last, np.int64(1))
+        stall(w, r, work.last, i64(1))
         work.swapped = 0
         replica.used += need
         seconds += kv_bytes(engine, tokens) * engine.swap_s_per_byte

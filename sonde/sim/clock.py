@@ -7,12 +7,14 @@ requests that arrive together at an idle replica share its first step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from sonde.policies.routing import RequestView
 from sonde.sim.advance import advance, publish
 from sonde.sim.batch import reserved
-from sonde.sim.jit import kernel, part
+from sonde.sim.jit import i64, kernel, part
 from sonde.sim.lists import enqueue
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
@@ -48,16 +50,14 @@ def refuse(w: World, i: int) -> None:
 
 
 @part
-def send(w: World, i: int, now: float, route: object) -> None:
+def send(w: World, i: int, now: float, route: Any) -> None:
     """Route request `i` at `now` to a replica, and let it join the step after the one in progress if it may."""
     work = w.work[i]
     work.arrival = now
     if w.run[0].sees_tokens:
         observe(w, now)
     d = i % len(w.draws)
-    request = RequestView(
-        i, now, np.int64(w.prompt[i]), np.int64(work.priority), np.int64(w.session[i]), w.draws[d, 0], w.draws[d, 1]
-    )
+    request = RequestView(i, now, i64(w.prompt[i]), i64(work.priority), i64(w.session[i]), w.draws[d, 0], w.draws[d, 1])
     r = route(w.seen, request)
     if r < 0 or r >= len(w.replicas):
         w.run[0].abort = 2
@@ -83,7 +83,7 @@ def send(w: World, i: int, now: float, route: object) -> None:
 
 
 @kernel
-def run_open(w: World, arrival: np.ndarray, route: object, policies: tuple[object, ...]) -> None:
+def run_open(w: World, arrival: np.ndarray, route: Any, policies: tuple[Any, ...]) -> None:
     """Send every request at its time of arrival, and run until all are done."""
     for i in range(len(w.work) + 1):
         now = arrival[i] if i < len(w.work) else np.inf
@@ -101,15 +101,13 @@ def earliest(w: World) -> int:
     """Return the replica whose run of steps ends first; at one moment, those that were woken come last."""
     best = 0
     for r in range(1, len(w.replicas)):
-        if w.next[r] < w.next[best] or (
-            w.next[r] == w.next[best] and w.replicas[best].wake and not w.replicas[r].wake
-        ):
+        if w.next[r] < w.next[best] or (w.next[r] == w.next[best] and w.replicas[best].wake and not w.replicas[r].wake):
             best = r
     return best
 
 
 @kernel
-def run_closed(w: World, clients: int, route: object, policies: tuple[object, ...]) -> None:
+def run_closed(w: World, clients: int, route: Any, policies: tuple[Any, ...]) -> None:
     """Let `clients` clients send the requests in order, each the next as soon as its last is finished."""
     run = w.run[0]
     run.closed = 1

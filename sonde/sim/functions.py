@@ -19,14 +19,16 @@ from sonde.policies import batching, routing
 # first-class functions are what lets a policy be an argument; numba calls them experimental at every start
 warnings.filterwarnings("ignore", message="First-class function", category=NumbaExperimentalFeatureWarning)
 
+_tuple: Any = types.NamedTuple
+_uniform: Any = types.NamedUniTuple
 _COLUMN = types.Array(types.int64, 1, "C")
-_POOL = types.NamedUniTuple(_COLUMN, 6, routing.PoolView)
-_REQUEST = types.NamedTuple(
+_POOL = _uniform(_COLUMN, 6, routing.PoolView)
+_REQUEST = _tuple(
     [types.int64, types.float64, types.int64, types.int64, types.int64, types.float64, types.float64],
     routing.RequestView,
 )
-_BATCH = types.NamedUniTuple(types.int64, 5, batching.BatchView)
-_STEP = types.NamedTuple([types.int64, types.boolean, types.boolean], batching.Step)
+_BATCH = _uniform(types.int64, 5, batching.BatchView)
+_STEP = _tuple([types.int64, types.boolean, types.boolean], batching.Step)
 
 ROUTING = types.int64(_POOL, _REQUEST)
 BATCHING = _STEP(_BATCH)
@@ -61,7 +63,7 @@ def _import(name: str, path: str, known: dict[str, Any]) -> Callable[..., Any]:
         found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise InputError(path, name, f"can't be imported: {error}", "write it as module:function") from error
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _compile(signature: Any, function: Callable[..., Any], name: str, path: str) -> Any:

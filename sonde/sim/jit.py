@@ -12,11 +12,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
+import numpy as np
 from numba import njit
 
+#: whole numbers are of one type everywhere in kernels, or each part would be compiled for every mix of them
+i64: Any = np.int64
+
+_COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
+
 #: a part of a kernel, merged into its callers
-part = njit(nogil=True, error_model="numpy", _nrt=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_MERGED: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+part: Any = njit(**_MERGED)
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -25,8 +31,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     Exact: no reordering of sums, so that a run gives the same bytes every time. What is cached on disk is
     compiled anew when any file of the simulator has changed; numba alone would look at this function's only.
     """
-    compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
-    if not numba.config.DISABLE_JIT:
+    compiled: Any = njit(**_COMMON, cache=True)(function)
+    if hasattr(compiled, "_cache"):  # not where the JIT is off
         compiled._cache._cache_file._source_stamp = _stamp()
     return compiled
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from numpy import void
-
 from sonde.sim.jit import part
-from sonde.sim.state import World
+from sonde.sim.state import Record, World
 
 
 @part
-def kv_bytes(engine: void, tokens: int) -> int:
+def kv_bytes(engine: Record, tokens: int) -> int:
     """Return the bytes that a sequence with `tokens` in its cache takes."""
     block = engine.block_tokens
     size = (tokens + block - 1) // block * engine.block_bytes + engine.state_bytes

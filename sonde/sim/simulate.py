@@ -63,4 +63,3 @@ def charged(outcome: Outcome, deployment: Deployment) -> Outcome:
         electricity_usd=sum(electricity_usd(joules, site.usd_per_kwh, site.pue) for joules, site in sites),
         carbon_g=sum(carbon_g(joules, site.carbon_g_per_kwh, site.pue) for joules, site in sites),
     )
-

@@ -5,7 +5,7 @@ Records lie together in memory, so that what one event touches is in a few cache
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,16 +77,20 @@ BUSY, KV, RUNNING = range(3)
 SPANS = 512
 
 
+#: records of one of the types above: fields are attributes, of which numpy's stubs know nothing
+Record = Any
+
+
 class World(NamedTuple):
     """Everything that a run reads and writes. R replicas, E engines, n requests, C priorities."""
 
-    run: NDArray[np.void]  # RUN [1]
-    engines: NDArray[np.void]  # ENGINE [E]
+    run: Record  # RUN [1]
+    engines: Record  # ENGINE [E]
     curves: NDArray[np.float64]  # [E, 8, longest table]
-    replicas: NDArray[np.void]  # REPLICA [R]
+    replicas: Record  # REPLICA [R]
     next: NDArray[np.float64]  # [R]: when the run of steps that a replica is in ends; inf where it is idle
     seen: PoolView  # what the router sees, [R] each
-    work: NDArray[np.void]  # WORK [n]
+    work: Record  # WORK [n]
     prompt: NDArray[np.int32]  # [n]
     output: NDArray[np.int32]  # [n]
     session: NDArray[np.int32]  # [n]
@@ -97,7 +101,6 @@ class World(NamedTuple):
     stalled: NDArray[np.float64]  # [R, max_batch + 2, 2]: (time of the last token, how many sequences)
     itl: NDArray[np.int64]  # [ITL_BINS]
     timeline: NDArray[np.float64]  # [SPANS, 3]
-    goals: NDArray[np.void]  # GOAL [objectives]
+    goals: Record  # GOAL [objectives]
     draws: NDArray[np.float64]  # [n, 2] uniform in [0, 1), or [1, 2] where the router draws nothing
     pending: NDArray[np.float64]  # [clients or 1]: ring of moments at which a client sends again
-

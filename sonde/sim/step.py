@@ -7,30 +7,39 @@ approximated. `cut` shortens a run when an arrival may join earlier.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numpy import void
 
 from sonde.policies.batching import BatchView
 from sonde.sim.batch import make_room, reserved, resume
-from sonde.sim.jit import part
+from sonde.sim.jit import i64, part
 from sonde.sim.lists import FIRST, admit, dequeue
 from sonde.sim.memory import steps_that_fit
 from sonde.sim.state import (
-    DECODE, E_DECODE, E_LINEAR, E_READ, E_READ_WINDOW, LINEAR, READ, READ_WINDOW, World,
+    DECODE,
+    E_DECODE,
+    E_LINEAR,
+    E_READ,
+    E_READ_WINDOW,
+    LINEAR,
+    READ,
+    READ_WINDOW,
+    Record,
+    World,
 )  # fmt: skip
 
 FOREVER = 1 << 60
 
 
 @part
-def boundary(replica: void, k: int) -> float:
+def boundary(replica: Record, k: int) -> float:
     """Return when the k-th step of the run ends."""
     return replica.clock + (k * replica.x + replica.y * (k * (k - 1) // 2))
 
 
 @part
-def steps_done(replica: void, now: float) -> int:
+def steps_done(replica: Record, now: float) -> int:
     """Return how many steps of the run have ended at `now`, its last moment included."""
     elapsed = now - replica.clock
     if replica.y > 0:
@@ -89,10 +98,10 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
     area, area_window = 0.0, 0.0
     if replica.part >= 0 and left > 0:
         i = replica.part
-        rest = w.work[i].target - w.work[i].done
+        rest = i64(w.work[i].target - w.work[i].done)
         chunk = rest if whole else min(rest, left)
         left -= chunk
-        area, area_window = take_prompt(w, r, i, np.int64(chunk))
+        area, area_window = take_prompt(w, r, i, i64(chunk))
     while left > 0 and replica.waiting > 0 and replica.admitted < engine.max_batch and replica.part < 0:
         i = w.queues[r][replica.urgent, FIRST]
         work = w.work[i]
@@ -106,9 +115,10 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
         replica.used += need
         if math.isnan(work.scheduled):
             work.scheduled = now
-        chunk = work.target if whole else min(work.target, left)
+        size = i64(work.target)
+        chunk = size if whole else min(size, left)
         left -= chunk
-        more, more_window = take_prompt(w, r, i, np.int64(chunk))
+        more, more_window = take_prompt(w, r, i, i64(chunk))
         area += more
         area_window += more_window
     return area, area_window
@@ -160,9 +170,7 @@ def look(w: World, r: int) -> BatchView:
     """Return what the batching policy of replica `r` sees."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
-    return BatchView(
-        replica.active, replica.waiting, np.int64(replica.part >= 0), engine.token_budget, engine.max_batch
-    )
+    return BatchView(replica.active, replica.waiting, i64(replica.part >= 0), engine.token_budget, engine.max_batch)
 
 
 @part
@@ -175,7 +183,7 @@ def must_ask_again(w: World, r: int, before: BatchView) -> bool:
 
 
 @part
-def compose(w: World, r: int, now: float, policies: tuple[object, ...]) -> None:
+def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
     """Form the next step of replica `r` at `now`, or leave it idle."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]

@@ -12,7 +12,7 @@ from sonde.errors import InputError
 from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline
 from sonde.policies import batching
 from sonde.policies.routing import PoolView
-from sonde.sim.state import BUSY, E2E, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, TPOT, TTFT, WORK, World
+from sonde.sim.state import BUSY, E2E, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, TPOT, TTFT, WORK, Record, World
 from sonde.workload.requests import Requests
 
 Fleet = Sequence[tuple[Engine, int]]
@@ -20,7 +20,7 @@ METRICS = {"ttft": TTFT, "tpot": TPOT, "e2e": E2E}
 PRIORITIES = 8
 
 
-def records(n: int, dtype: np.dtype[np.void]) -> NDArray[np.void]:
+def records(n: int, dtype: np.dtype[np.void]) -> Record:
     """Return `n` zeroed records whose fields are attributes, with and without the JIT."""
     return np.zeros(n, dtype).view(np.recarray)
 
@@ -51,7 +51,7 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
         curves=_curves(engines),
         replicas=replicas,
         next=np.full(r, np.inf),
-        seen=PoolView(*(np.zeros(r, np.int64) for _ in range(5)), capacity),
+        seen=PoolView._make([*np.zeros((5, r), np.int64), capacity]),
         work=_work(requests),
         prompt=requests.prompt_tokens,
         output=requests.output_tokens,
@@ -69,7 +69,7 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
     )
 
 
-def _work(requests: Requests) -> NDArray[np.void]:
+def _work(requests: Requests) -> Record:
     work = records(requests.n, WORK)
     work.scheduled, work.first, work.finish = np.nan, np.nan, np.nan
     work.arrival = requests.arrival_s
@@ -77,18 +77,27 @@ def _work(requests: Requests) -> NDArray[np.void]:
     return work
 
 
-def _engines(engines: Sequence[Engine]) -> NDArray[np.void]:
+def _engines(engines: Sequence[Engine]) -> Record:
     rows = records(len(engines), ENGINE)
     names = sorted({engine.batching for engine in engines})
     for row, engine in zip(rows, engines, strict=True):
         time, energy, memory = engine.table.time, engine.table.energy, engine.memory
         policy = batching.POLICIES.get(engine.batching)
-        row.fixed, row.slope, row.prefill, row.prefill_window = time.fixed, time.slope, time.prefill, time.prefill_window
+        row.fixed, row.slope, row.prefill, row.prefill_window = (
+            time.fixed,
+            time.slope,
+            time.prefill,
+            time.prefill_window,
+        )
         row.e_fixed, row.e_slope, row.e_prefill = energy.fixed, energy.slope, energy.prefill
         row.e_prefill_window = energy.prefill_window
         row.idle_w, row.swap_s_per_byte = engine.idle_w, 1.0 / memory.swap_bytes_per_s
         row.capacity, row.block_bytes, row.block_tokens = memory.capacity_bytes, memory.block_bytes, memory.block_tokens
-        row.window_bytes, row.state_bytes, row.window = memory.window_block_bytes, memory.state_bytes, engine.table.window
+        row.window_bytes, row.state_bytes, row.window = (
+            memory.window_block_bytes,
+            memory.state_bytes,
+            engine.table.window,
+        )
         row.last, row.max_batch, row.token_budget = len(time.linear) - 1, engine.max_batch, engine.token_budget
         row.swap = engine.preemption == "swap"
         row.own = policy is None
@@ -143,7 +152,7 @@ def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float)
         peak_kv_bytes=replicas.peak.astype(np.float64),
         kv_capacity_bytes=world.seen.kv_capacity.astype(np.float64),
         itl_counts=world.itl,
-        timeline=_timeline(world, arrival, scheduled),
+        timeline=_timeline(world, arrival[work.replica >= 0], scheduled),
         usd_per_hour=sum(engine.usd_per_hour * count for engine, count in fleet),
         simulation_s=simulation_s,
         arrival_s=arrival,
@@ -157,7 +166,9 @@ def _timeline(world: World, arrival: NDArray[np.float64], scheduled: NDArray[np.
     spans = int(used[-1]) + 1 if len(used) else 1
     table = world.timeline[:spans]
     start, stop = _integral(arrival, width, spans), _integral(scheduled[np.isfinite(scheduled)], width, spans)
-    return Timeline(width, table[:, BUSY].copy(), table[:, KV] / width, table[:, RUNNING] / width, (start - stop) / width)
+    return Timeline(
+        width, table[:, BUSY].copy(), table[:, KV] / width, table[:, RUNNING] / width, (start - stop) / width
+    )
 
 
 def _integral(moments: NDArray[np.float64], width: float, spans: int) -> NDArray[np.float64]:
