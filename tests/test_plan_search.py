@@ -16,10 +16,11 @@ from sonde.cost.table import Engine
 from sonde.deployment.tree import Replica
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import replicas_needed
-from sonde.plan.candidates import Candidate, Hardware
+from sonde.plan.candidates import Candidate, Fleet, Hardware, deployment, label, price
 from sonde.plan.dollars import Kind, dollars_needed
 from sonde.plan.explain import holds
 from sonde.plan.frontier import on_frontier
+from sonde.plan.mix import _Kind, combinations, mix
 from sonde.plan.prune import impossible
 from sonde.plan.search import fewest
 from sonde.plan.sweep import Sweep
@@ -158,20 +159,24 @@ def test_a_bound_is_close_where_load_is_steady(seed: int) -> None:
 def test_a_sweep_finds_what_trying_everything_finds(seed: int) -> None:
     case = draw_case(seed)
 
-    def evaluate(item: Candidate, replicas: int, stop_early: bool) -> Outcome:
-        return simulate(case, (item.engine, replicas), stop_early=stop_early)
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
+        return simulate(case, *((item.engine, n) for item, n in fleet), stop_early=stop_early)
 
     sweep = Sweep(case.trace, case.goals, evaluate)
     assert sweep.run(case.candidates, threads=2) is False
-    found = {item.candidate.label: item.replicas for item in sweep.found}
+    found = {item.fleet[0][0].label: item.fleet[0][1] for item in sweep.found}
     for item in case.candidates:
         n = found.get(item.label)
+        held = [k for k in range(1, MOST + 1) if holds(simulate(case, (item.engine, k)), case.goals)]
+        monotone = held == list(range(min(held, default=MOST + 1), MOST + 1))
+        if monotone:
+            assert n == min(held, default=None)
         if n is None:
-            assert needed(case, item.engine) is None
+            assert MOST not in held
             assert any(item.label in rejection.label for rejection in sweep.rejected)
-        else:  # more replicas may hurt a little, so the smallest is not asked for, but that one less fails
-            assert holds(simulate(case, (item.engine, n)), case.goals)
-            assert n == 1 or not holds(simulate(case, (item.engine, n - 1)), case.goals)
+        else:
+            assert n in held
+            assert n - 1 not in held
     assert len(sweep.found) + len(sweep.rejected) == len(case.candidates) == sweep.done
 
 
@@ -179,8 +184,8 @@ def test_stopping_keeps_what_was_found() -> None:
     case = draw_case(4)
     seen: list[int] = []
 
-    def evaluate(item: Candidate, replicas: int, stop_early: bool) -> Outcome:
-        return simulate(case, (item.engine, replicas), stop_early=stop_early)
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
+        return simulate(case, *((item.engine, n) for item, n in fleet), stop_early=stop_early)
 
     def stop(done: int, total: int, text: str) -> None:
         seen.append(done)
@@ -197,7 +202,7 @@ def test_stopping_keeps_what_was_found() -> None:
 def test_errors_in_a_thread_are_not_swallowed() -> None:
     case = draw_case(7)
 
-    def evaluate(item: Candidate, replicas: int, stop_early: bool) -> Outcome:
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
         raise ZeroDivisionError
 
     loose = (Objective("ttft", 0.99, 100.0),)
@@ -211,9 +216,9 @@ def test_outcomes_that_were_not_kept_are_made_again(monkeypatch: pytest.MonkeyPa
     loose = (Objective("ttft", 0.99, 100.0),)
     runs: list[str] = []
 
-    def evaluate(item: Candidate, replicas: int, stop_early: bool) -> Outcome:
-        runs.append(item.label)
-        return simulate(case, (item.engine, replicas), stop_early=stop_early)
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
+        runs.append(label(fleet))
+        return simulate(case, *((item.engine, n) for item, n in fleet), stop_early=stop_early)
 
     sweep = Sweep(case.trace, loose, evaluate)
     sweep.run(case.candidates, threads=1)
@@ -225,3 +230,71 @@ def test_outcomes_that_were_not_kept_are_made_again(monkeypatch: pytest.MonkeyPa
         assert item.outcome.aborted is False
         assert item.outcome.carbon_g == item.summary["carbon_g"]
     assert len(runs) == before + 2
+
+
+@given(st.integers(0, 100_000))
+@settings(max_examples=15, deadline=None)
+def test_mixing_adds_at_most_one_fleet_that_is_cheaper_and_holds(seed: int) -> None:
+    case = draw_case(seed, engines=3)
+
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
+        return simulate(case, *((item.engine, n) for item, n in fleet), stop_early=stop_early)
+
+    sweep = Sweep(case.trace, case.goals, evaluate)
+    sweep.run(case.candidates, threads=1)
+    alone = {item.label: item.usd_per_hour for item in sweep.found}
+    assert mix(sweep) is False
+    mixed = [item for item in sweep.found if len(item.fleet) > 1]
+    assert len(sweep.found) == len(alone) + len(mixed)
+    assert len(mixed) <= 1
+    for item in mixed:
+        assert item.usd_per_hour == price(item.fleet) < min(alone.values())
+        assert holds(simulate(case, *((part.engine, n) for part, n in item.fleet)), case.goals)
+        stock = [Kind(part.engine, part.label, MOST) for part in case.candidates]
+        assert dollars_needed(stock, case.trace, case.goals).usd_per_hour <= item.usd_per_hour
+        tree = deployment(item.fleet)
+        assert [pool.replicas for pool in tree.pools] == [n for _, n in item.fleet]
+        assert len({pool.name for pool in tree.pools}) == 2
+
+
+def test_a_mix_is_found_where_one_kind_rounds_up() -> None:
+    """B is three quarters as fast as A for 0.7 of its price: where two A or three B are needed, one of each may do."""
+    rng = np.random.default_rng(0)
+    quick = draw_engine(rng)
+    quick = quick._replace(usd_per_hour=1.0, memory=quick.memory._replace(capacity_bytes=10**6))
+    time = quick.table.time
+    late = time._replace(**{name: getattr(time, name) / 0.75 for name in time._fields})
+    slow = quick._replace(usd_per_hour=0.7, table=quick.table._replace(time=late))
+    mixed = []
+    for rate in range(200, 500, 20):
+        n = 600
+        trace = requests(np.arange(n) / rate, rng.integers(1, 60, n), rng.integers(1, 30, n))
+        goals = (Objective("ttft", 0.9, 0.5), Objective("e2e", 0.9, 1.0))
+        case = Case(trace, goals, [candidate(quick, 0), candidate(slow, 1)])
+
+        def evaluate(fleet: Fleet, stop_early: bool, case: Case = case) -> Outcome:
+            return simulate(case, *((item.engine, n) for item, n in fleet), stop_early=stop_early)
+
+        sweep = Sweep(trace, goals, evaluate)
+        sweep.run(case.candidates, threads=1)
+        mix(sweep)
+        mixed += [item for item in sweep.found if len(item.fleet) > 1]
+    assert mixed
+
+
+def test_combinations_are_all_that_could_be_cheaper_in_order() -> None:
+    case = draw_case(1, engines=3)
+    alone = [_Kind(item, n) for item, n in zip(case.candidates, (2, 4, 3), strict=True)]
+    best = 3.0 * max(item.engine.usd_per_hour for item in case.candidates)
+    seen = list(combinations(alone, best))
+    costs = [price(fleet) for fleet in seen]
+    assert costs == sorted(costs)
+    assert all(cost < best for cost in costs)
+    every = 0
+    for a, b in itertools.combinations(alone, 2):
+        for i, j in itertools.product(range(1, a.replicas), range(1, b.replicas)):
+            enough = i / (a.replicas - 1) + j / (b.replicas - 1) > 1
+            cheap = price(((a.candidate, i), (b.candidate, j))) < best
+            devices = i * a.candidate.replica.devices + j * b.candidate.replica.devices
+            every += enough and cheap and devices <= MOST  # they share one stock
+    assert len(seen) == every

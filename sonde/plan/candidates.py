@@ -56,18 +56,36 @@ class Candidate:
             replica.kv_cache,
         )  # fmt: skip
 
-    def deployment(self, replicas: int) -> Deployment:
-        """Return the deployment of `replicas` such replicas behind one router."""
-        hardware = self.hardware
-        pool = Pool.model_validate(
+
+#: candidates with how many replicas of each: one pool each, behind one router
+Fleet = tuple[tuple[Candidate, int], ...]
+
+
+def deployment(fleet: Fleet) -> Deployment:
+    """Return the deployment of a fleet: one site, a pool for each candidate, and the router of the first."""
+    pools = [
+        Pool.model_validate(
             {
+                "name": "pool" if len(fleet) == 1 else f"pool-{i}",
                 "replicas": replicas,
-                "replica": self.replica,
-                "purchase": hardware.purchase,
-                "usd_per_device_hour": hardware.usd_per_hour if hardware.priced_by_hand else None,
+                "replica": candidate.replica,
+                "purchase": candidate.hardware.purchase,
+                "usd_per_device_hour": candidate.hardware.usd_per_hour if candidate.hardware.priced_by_hand else None,
             }
         )
-        return Deployment(sites=(Site(pools=(pool,)),), routing=Routing(policy=self.routing))
+        for i, (candidate, replicas) in enumerate(fleet, 1)
+    ]
+    return Deployment(sites=(Site(pools=tuple(pools)),), routing=Routing(policy=fleet[0][0].routing))
+
+
+def label(fleet: Fleet) -> str:
+    """Return short text such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 64"."""
+    return " + ".join(f"{replicas} × {candidate.label}" for candidate, replicas in fleet)
+
+
+def price(fleet: Fleet) -> float:
+    """Return dollars per hour of all replicas."""
+    return round(sum(replicas * candidate.engine.usd_per_hour for candidate, replicas in fleet), 9)
 
 
 class Candidates(NamedTuple):
@@ -94,10 +112,10 @@ def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:
             row = device(choice.device)
         except InputError as error:
             raise InputError(f"{path}.device", choice.device, error.allowed, error.consequence) from None
-        price = row.price(choice.purchase)
+        dollars = row.price(choice.purchase)
         if choice.price is not None:
-            price = parse(choice.price, "price", f"{path}.price", zero=True)
-        found.append(Hardware(row, choice.max, price or 0.0, choice.purchase, choice.price is not None))
+            dollars = parse(choice.price, "price", f"{path}.price", zero=True)
+        found.append(Hardware(row, choice.max, dollars or 0.0, choice.purchase, choice.price is not None))
     return tuple(found)
 
 
@@ -122,8 +140,8 @@ def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
                     rejected[engine.label] = engine
                     continue
                 for routing in scenario.search.routing:
-                    label = _label(kind.device.name, full, routing if len(scenario.search.routing) > 1 else "")
-                    candidate = Candidate(kind, full, routing, engine, most, label)
+                    text = _label(kind.device.name, full, routing if len(scenario.search.routing) > 1 else "")
+                    candidate = Candidate(kind, full, routing, engine, most, text)
                     key = (*_identity(engine), routing, most)
                     merged += key in kept
                     kept.setdefault(key, candidate)
@@ -209,24 +227,24 @@ def _refuse(model: Model, kind: Hardware, replica: Replica, most: int) -> Reject
     """Return why no replica of this kind can be, whatever its batching; None where it can."""
     from sonde.cost.memory import fit
 
-    label = _shape(kind.device.name, replica)
+    name = _shape(kind.device.name, replica)
     ranks = replica.tensor_parallel * replica.data_parallel
     if most < 1:
         return Rejection(
-            label, "devices", f"one replica takes {replica.devices} devices, {kind.most} are allowed (hardware.max)"
+            name, "devices", f"one replica takes {replica.devices} devices, {kind.most} are allowed (hardware.max)"
         )
     if ranks > kind.device.node_devices:
         text = f"a stage of {ranks} devices against {kind.device.node_devices} in a node of {kind.device.name}"
-        return Rejection(label, "parallelism", text)
+        return Rejection(name, "parallelism", text)
     if any(forward.experts % replica.expert_parallel for forward in model.feedforwards):
-        return Rejection(label, "parallelism", f"{replica.expert_parallel} ranks do not divide the experts evenly")
+        return Rejection(name, "parallelism", f"{replica.expert_parallel} ranks do not divide the experts evenly")
     try:
         if fit(model, kind.device, replica).fits:
             return None
     except CannotError as error:
-        return Rejection(label, "precision", str(error))
+        return Rejection(name, "precision", str(error))
     except InputError as error:
-        return Rejection(label, "parallelism", str(error))
+        return Rejection(name, "parallelism", str(error))
     refused = _compile(model, kind, replica)
     return refused if isinstance(refused, Rejection) else None
 

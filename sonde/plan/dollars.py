@@ -43,7 +43,7 @@ class Kind(NamedTuple):
     most: int
 
 
-class Fleet(NamedTuple):
+class Floor(NamedTuple):
     """The bound: dollars per hour, the cheapest fleet that no proof rules out, and the window behind the price."""
 
     usd_per_hour: float
@@ -80,14 +80,14 @@ def kinds(candidates: Sequence[Candidate]) -> list[Kind]:
     return list(largest.values())
 
 
-def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequence[Objective]) -> Fleet:
+def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequence[Objective]) -> Floor:
     """Return dollars per hour below which no fleet of these kinds, mixed in any way, holds the objectives.
 
     Each request is served, whole, by one replica of any kind, under any routing, order and batching within the
     kind's batch limit. Infinite where no fleet that the stock allows could hold.
     """
     if not choices:
-        return Fleet(math.inf, (), None)
+        return Floor(math.inf, (), None)
     prices = np.array([kind.engine.usd_per_hour for kind in choices])
     lines = [_Line(np.ones(len(choices)), 1.0)]
     best: Need | None = None
@@ -97,14 +97,14 @@ def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequenc
         promise = whole._replace(deadline_s=whole.deadline_s[part])
         table = _table(choices, busy, promise)
         if np.count_nonzero(table.hopeless.all(axis=0)) > promise.misses:
-            return Fleet(math.inf, (), None)
+            return Floor(math.inf, (), None)
         need = _need(busy, promise, table, prices)
         lines.append(_Line(prices, need.amount))
         if best is None or need.amount > best.amount:
             best = need
         lines += _capable(busy, promise, table, prices)
     cost, replicas = _cheapest(choices, prices, lines)
-    return Fleet(cost, replicas, best)
+    return Floor(cost, replicas, best)
 
 
 def _busiest(trace: Requests) -> slice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sonde.plan.candidates import deployment
 from sonde.plan.result import Plan
 from sonde.plan.sweep import Found
 
@@ -31,29 +32,29 @@ def distinct(found: Sequence[Found]) -> list[Found]:
     """
     kept: dict[tuple[object, ...], Found] = {}
     for item in sorted(found, key=_limits):
-        kept.setdefault((item.candidate.family, item.replicas, item.digest), item)
+        kept.setdefault((*((part.family, n) for part, n in item.fleet), item.digest), item)
     return list(kept.values())
 
 
 def _limits(found: Found) -> tuple[object, ...]:
-    batching = found.candidate.replica.batching
-    return batching.token_budget, batching.max_batch, found.candidate.label
+    batching = found.fleet[0][0].replica.batching
+    return batching.token_budget, batching.max_batch, found.label
 
 
 def rank(found: Sequence[Found]) -> tuple[Plan, ...]:
     """Return the plans, the cheapest first, then the lowest p99 end to end, then the leanest, then by name."""
-    ordered = sorted(found, key=lambda item: (*_figures(item), item.candidate.label))
+    ordered = sorted(found, key=lambda item: (*_figures(item), item.label))
     best = on_frontier([_figures(item) for item in ordered])
     return tuple(_plan(i, item, front) for i, (item, front) in enumerate(zip(ordered, best, strict=True), 1))
 
 
 def _plan(number: int, found: Found, front: bool) -> Plan:
-    deployment = found.candidate.deployment(found.replicas)
+    tree = deployment(found.fleet)
     return Plan(
         rank=number,
-        label=f"{found.replicas} × {found.candidate.label}",
-        deployment=deployment,
-        devices=deployment.devices,
+        label=found.label,
+        deployment=tree,
+        devices=tree.devices,
         usd_per_hour=found.usd_per_hour,
         summary=found.summary,
         outcome=found.outcome,

@@ -9,10 +9,11 @@ from typing import Any
 
 from sonde.deployment.scenario import Scenario, WorkloadChoice
 from sonde.metrics import Objective, Outcome
-from sonde.plan.candidates import Candidate, Candidates, enumerate_candidates
+from sonde.plan.candidates import Candidates, Fleet, enumerate_candidates
 from sonde.plan.demand import demand, given, rows
-from sonde.plan.dollars import Fleet, dollars_needed, kinds
+from sonde.plan.dollars import Floor, dollars_needed, kinds
 from sonde.plan.frontier import distinct, rank
+from sonde.plan.mix import mix
 from sonde.plan.result import PlanResult
 from sonde.plan.sweep import Evaluate, Progress, Sweep
 from sonde.units import show
@@ -46,8 +47,8 @@ def plan(
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread
-        simulator(rows(asked.requests, 1), ())(candidates.kept[0], 1, False)
-    interrupted = sweep.run(candidates.kept, progress)
+        simulator(rows(asked.requests, 1), ())(((candidates.kept[0], 1),), False)
+    interrupted = sweep.run(candidates.kept, progress) or mix(sweep)
     bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
     found = distinct(sweep.found)
     plans = rank(found)
@@ -70,17 +71,17 @@ def plan(
 
 
 def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
-    """Return the function that simulates `trace` on a number of replicas of a candidate."""
+    """Return the function that simulates `trace` on a fleet."""
     from sonde.sim.engine import run
 
-    def evaluate(candidate: Candidate, replicas: int, stop_early: bool) -> Outcome:
-        fleet = [(candidate.engine, replicas)]
-        return run(trace, fleet, routing=candidate.routing, seed=SEED, objectives=goals, stop_early=stop_early)
+    def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
+        engines = [(candidate.engine, replicas) for candidate, replicas in fleet]
+        return run(trace, engines, routing=fleet[0][0].routing, seed=SEED, objectives=goals, stop_early=stop_early)
 
     return evaluate
 
 
-def _bound_reason(bound: Fleet) -> str:
+def _bound_reason(bound: Floor) -> str:
     if not bound.replicas:
         return "no number of replicas, of any kinds that are allowed, could hold"
     if bound.need is None:

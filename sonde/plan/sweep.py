@@ -13,7 +13,7 @@ import numpy as np
 
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import Need, replicas_needed
-from sonde.plan.candidates import Candidate
+from sonde.plan.candidates import Candidate, Fleet, deployment, label, price
 from sonde.plan.dollars import kinds
 from sonde.plan.explain import Failure, explain, holds
 from sonde.plan.prune import impossible
@@ -22,8 +22,8 @@ from sonde.plan.search import fewest
 from sonde.units import show
 from sonde.workload.requests import Requests
 
-#: (candidate, replicas, stop early) -> what happens
-Evaluate = Callable[[Candidate, int, bool], Outcome]
+#: (fleet, stop early) -> what happens
+Evaluate = Callable[[Fleet, bool], Outcome]
 Progress = Callable[[int, int, str], None]
 
 _KEPT_BYTES = 512e6  # outcomes beyond this are simulated again when they are looked at
@@ -47,10 +47,9 @@ class _Recalled(Outcome):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A candidate that holds, with the fewest replicas that do. `digest` stands for the times of every request."""
+    """A fleet that holds, of the fewest replicas that do. `digest` stands for the times of every request."""
 
-    candidate: Candidate
-    replicas: int
+    fleet: Fleet
     summary: Mapping[str, object]
     outcome: Outcome
     digest: str
@@ -58,7 +57,12 @@ class Found:
     @property
     def usd_per_hour(self) -> float:
         """Return dollars per hour of all replicas."""
-        return round(self.replicas * self.candidate.engine.usd_per_hour, 9)
+        return price(self.fleet)
+
+    @property
+    def label(self) -> str:
+        """Return short text that names the fleet."""
+        return label(self.fleet)
 
 
 class Sweep:
@@ -136,7 +140,7 @@ class Sweep:
         def works(replicas: int) -> bool:
             if self._stop.is_set():
                 return False
-            outcome = self._simulate(candidate, replicas, stop_early=True)
+            outcome = self.simulate(((candidate, replicas),), stop_early=True)
             if not holds(outcome, self.objectives):
                 return False
             good.clear()
@@ -147,43 +151,45 @@ class Sweep:
         if self._stop.is_set():
             return None
         if result.replicas is None:
-            outcome = self._simulate(candidate, candidate.most, stop_early=False)
+            outcome = self.simulate(((candidate, candidate.most),), stop_early=False)
             self._reject(candidate, explain(outcome, self.objectives, candidate.engine), candidate.most)
             return candidate.most
-        self._keep(candidate, result.replicas, good[result.replicas])
+        self.keep(((candidate, result.replicas),), good[result.replicas])
         return result.replicas
 
-    def _simulate(self, candidate: Candidate, replicas: int, *, stop_early: bool) -> Outcome:
-        outcome = self.evaluate(candidate, replicas, stop_early)
+    def simulate(self, fleet: Fleet, *, stop_early: bool) -> Outcome:
+        """Return what happens on a fleet, and count the run."""
+        outcome = self.evaluate(fleet, stop_early)
         seen = self.trace.n if not outcome.aborted else int(np.count_nonzero(np.isfinite(outcome.first_token_s)))
         with self._lock:
             self.simulations += 1
             self.requests_simulated += seen
         return outcome
 
-    def _keep(self, candidate: Candidate, replicas: int, outcome: Outcome) -> None:
+    def keep(self, fleet: Fleet, outcome: Outcome) -> None:
+        """Add a fleet that holds to what was found, with its power charged; its columns while there is room."""
         from sonde.sim.simulate import charged
 
-        deployment = candidate.deployment(replicas)
-        outcome = charged(outcome, deployment)
+        tree = deployment(fleet)
+        outcome = charged(outcome, tree)
         summary = outcome.summary(self.objectives)
         digest = sha256(outcome.first_token_s.tobytes() + outcome.finish_s.tobytes()).hexdigest()
         size = float(self.trace.n * _BYTES_A_REQUEST)
         with self._lock:
             if self._kept_bytes + size > _KEPT_BYTES and self.found:
-                outcome = _Recalled(outcome, lambda: charged(self.evaluate(candidate, replicas, False), deployment))
+                outcome = _Recalled(outcome, lambda: charged(self.evaluate(fleet, False), tree))
             else:
                 self._kept_bytes += size
-            self.found.append(Found(candidate, replicas, summary, outcome, digest))
+            self.found.append(Found(fleet, summary, outcome, digest))
 
     def _reject(self, candidate: Candidate, failure: Failure | None, replicas: int = 0) -> None:
         if failure is None:  # a run that stops early and one that does not disagree only if the simulator is at fault
             failure = Failure("search", f"{replicas} replicas hold, but one more of the smaller fleets did not", 1.0)
-        label = f"{replicas} × {candidate.label}" if replicas else candidate.label
+        name = label(((candidate, replicas),)) if replicas else candidate.label
         with self._lock:
-            self.rejected.append(Rejection(label, failure.constraint, failure.reason))
+            self.rejected.append(Rejection(name, failure.constraint, failure.reason))
             if self.best is None or failure.ratio < self.best[0]:
-                self.best = failure.ratio, f"{label}: {failure.reason}"
+                self.best = failure.ratio, f"{name}: {failure.reason}"
 
 
 def _too_few(candidate: Candidate, low: int, need: Need | None) -> Failure:
