@@ -10,9 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from sonde.cli.docs import markdown, verbs
 from sonde.cli.entry import commands
+from sonde.deployment.load import load_scenario
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -75,12 +77,20 @@ def test_commands_in_the_readme_exist() -> None:
     assert set(re.findall(r"`?make ([a-z]+)", page("README.md"))) <= targets
 
 
-def test_the_python_example_of_the_readme_runs(tmp_path: Path) -> None:
+def test_the_scenario_in_the_readme_is_the_example() -> None:
+    (shown,) = re.findall(r"```yaml\n(model:.*?)```", page("README.md"), re.DOTALL)
+    assert load_scenario(yaml.safe_load(shown)) == load_scenario(ROOT / "examples" / "chat-8b.yaml")
+
+
+def test_the_python_example_runs_and_the_plan_in_the_readme_is_what_it_finds(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", page("README.md"), re.DOTALL)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-W", "error", "-W", "ignore:First-class function", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    (best,) = re.findall(r"^(.*) (\$[\d.]+/h) ", done.stdout.splitlines()[0])
+    row = re.findall(r"^ *1   (.+?)  +(\$[\d.]+/h)", page("README.md"), re.MULTILINE)[0]
+    assert best[0].startswith(row[0]), "the table in the README is stale: paste what the command beside it prints"
+    assert best[1] == row[1]
