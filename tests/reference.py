@@ -178,20 +178,32 @@ class Stepper:
         busy = {id(s): s for s, _ in r.chunks} | ({id(r.prefilling): r.prefilling} if r.prefilling else {})
         return todo + sum(s.target - s.done for s in busy.values())
 
+    @staticmethod
+    def ask(r):
+        return r.policy.function(
+            batching.BatchView(
+                len(r.decoding), len(r.queue), int(r.prefilling is not None), r.engine.token_budget, r.engine.max_batch
+            )
+        )
+
     def form(self, r, now):
         e = r.engine
-        view = batching.BatchView(
-            len(r.decoding), len(r.queue), int(r.prefilling is not None), e.token_budget, e.max_batch
-        )
-        left, decode, whole = r.policy.function(view)
         r.start, r.chunks, seconds, preempted = now, [], 0.0, 0
-        if decode:
-            preempted, seconds = self.prepare_decode(r)
-        if not preempted:
-            self.take_prompts(r, now, left, whole, growing=decode)
-        if not r.chunks and not decode:
-            decode = True
-            preempted, seconds = self.prepare_decode(r)
+        left, decode, whole = self.ask(r)
+        while True:
+            out = 0
+            if decode:
+                out, more = self.prepare_decode(r)
+                preempted += out
+                seconds += more
+            if not out:
+                self.take_prompts(r, now, left, whole, growing=decode)
+            if not r.chunks and not decode:
+                left, decode = 0, True
+            elif out and not r.decoding:
+                left, decode, whole = self.ask(r)
+            else:
+                break
         r.decodes = decode and bool(r.decoding)
         r.in_step = list(r.decoding) if r.decodes else []
         if not r.chunks and not r.decoding:

@@ -97,7 +97,7 @@ def candidate(engine: Engine, number: int) -> Candidate:
 
 
 def simulate(case: Case, *fleet: tuple[Engine, int], stop_early: bool = False) -> Outcome:
-    return run(case.trace, fleet, objectives=case.goals, stop_early=stop_early)
+    return run(case.trace, fleet, until_missed=case.goals if stop_early else ())
 
 
 def needed(case: Case, engine: Engine) -> int | None:

@@ -127,7 +127,7 @@ def test_stopping_early_never_changes_the_answer(data):
     reached = whole.quantile(metric, q)
     factor = data.draw(st.sampled_from([0.5, 0.999, 1.0, 1.001]))
     goal = Objective(metric, q, reached * factor if np.isfinite(reached) else 100.0)
-    early = run(requests, [(engine_, 1)], objectives=[goal], stop_early=True)
+    early = run(requests, [(engine_, 1)], until_missed=[goal])
     assert early.aborted == (reached > goal.limit_s)
 
 

@@ -76,7 +76,7 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
 
     def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
         engines = [(candidate.engine, replicas) for candidate, replicas in fleet]
-        return run(trace, engines, routing=fleet[0][0].routing, seed=SEED, objectives=goals, stop_early=stop_early)
+        return run(trace, engines, routing=fleet[0][0].routing, seed=SEED, until_missed=goals if stop_early else ())
 
     return evaluate
 

@@ -26,14 +26,14 @@ def run(
     routing: str = "least-outstanding",
     clients: int | None = None,
     seed: int = 0,
-    objectives: Sequence[Objective] = (),
-    stop_early: bool = False,
+    until_missed: Sequence[Objective] = (),
 ) -> Outcome:
     """Return what happens when `requests` meet `fleet`, a sequence of (engine, replicas).
 
     Open loop: every request is sent at its arrival time. Closed loop (`clients` given): so many clients send
-    the requests in order, each the next as soon as its last is finished, from time 0. `stop_early` stops as
-    soon as an objective on TTFT, TPOT or end to end can no longer be met (`Outcome.aborted`). The same
+    the requests in order, each the next as soon as its last is finished, from time 0. The run stops as
+    soon as one of the objectives `until_missed`, on TTFT, TPOT or end to end, can't be met any more
+    (`Outcome.aborted`). The same
     arguments give the same bytes. Raises InputError on a policy that can't be used, or that leaves requests
     standing. Exact: equal to stepping one by one (docs/events.md).
     """
@@ -46,7 +46,7 @@ def run(
     route = router(routing)
     drawn = routing in ("random", "power-of-two") or routing not in routing_policies.POLICIES
     draws = np.random.default_rng(seed).random((requests.n if drawn else 1, 2))
-    world = set_goals(build(requests, fleet, draws, clients or 0), requests, objectives, stop_early=stop_early)
+    world = set_goals(build(requests, fleet, draws, clients or 0), requests, until_missed)
     known = routing_policies.POLICIES.get(routing)
     world.run.sees_tokens = known is None or known.sees_tokens
     start = time.perf_counter()

@@ -84,5 +84,5 @@ def count_miss(w: World, metric: int, value: float) -> None:
         goal = w.goals[i]
         if goal.metric == metric and value > goal.limit:
             goal.missed += 1
-            if goal.missed > goal.allowed and w.run[0].stop_early:
+            if goal.missed > goal.allowed:
                 w.run[0].abort = 1

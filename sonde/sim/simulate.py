@@ -37,8 +37,7 @@ def simulate(
     *,
     clients: int | None = None,
     seed: int = 0,
-    objectives: Sequence[Objective] = (),
-    stop_early: bool = False,
+    until_missed: Sequence[Objective] = (),
 ) -> Outcome:
     """Return what happens to `requests` on `deployment`, with its power and carbon charged where they are drawn.
 
@@ -48,7 +47,7 @@ def simulate(
     check(deployment)
     outcome = run(
         requests, fleet(deployment), routing=deployment.routing.policy, clients=clients, seed=seed,
-        objectives=objectives, stop_early=stop_early,
+        until_missed=until_missed,
     )  # fmt: skip
     return charged(outcome, deployment)
 

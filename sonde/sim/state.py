@@ -61,7 +61,7 @@ WORK = np.dtype(
 RUN = np.dtype(
     [
         ("width", "f8"), ("think", "f8"), ("back", "i8"), ("front", "i8"),
-        ("closed", "i1"), ("stop_early", "i1"), ("abort", "i1"), ("sees_tokens", "i1"),
+        ("closed", "i1"), ("abort", "i1"), ("sees_tokens", "i1"),
     ],
     align=True,
 )  # fmt: skip

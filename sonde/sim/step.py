@@ -191,18 +191,24 @@ def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
     left, decode, whole = policies[engine.policy](view)
     replica.clock, replica.tokens, replica.chunk, replica.joiners = now, 0, 0, 0
     preempted, seconds = 0, 0.0
-    area, area_window = 0.0, 0.0
-    if decode:
-        preempted, seconds = make_room(w, r, now)
-        if preempted == 0:
-            seconds += resume(w, r, now)
-    if preempted == 0:
-        area, area_window = take_prompts(w, r, now, left, whole)
-    if replica.tokens == 0 and not decode:
-        decode = True
-        preempted, seconds = make_room(w, r, now)
-        if preempted == 0:
-            seconds += resume(w, r, now)
+    while True:
+        out = 0
+        area, area_window = 0.0, 0.0
+        if decode:
+            out, more = make_room(w, r, now)
+            preempted += out
+            seconds += more
+            if out == 0:
+                seconds += resume(w, r, now)
+        if out == 0:
+            area, area_window = take_prompts(w, r, now, left, whole)
+        if replica.tokens == 0 and not decode:  # only prompts were wanted, and none can run
+            left, decode = i64(0), True
+        elif out > 0 and replica.active == 0:  # all that decoded was preempted: the question is a new one
+            view = look(w, r)
+            left, decode, whole = policies[engine.policy](view)
+        else:
+            break
     replica.decode = decode and replica.active > 0
     if replica.tokens == 0 and replica.batch == 0:
         w.next[r] = np.inf

@@ -117,15 +117,14 @@ def _curves(engines: Sequence[Engine]) -> NDArray[np.float64]:
     return curves
 
 
-def set_goals(world: World, requests: Requests, objectives: Sequence[Objective], *, stop_early: bool) -> World:
-    """Return the state with per-request objectives to count, and whether to stop once one can't be met."""
+def set_goals(world: World, requests: Requests, objectives: Sequence[Objective]) -> World:
+    """Return the state with the per-request objectives at which to stop once one can't be met any more."""
     counted = [goal for goal in objectives if goal.metric in METRICS]
     goals = records(len(counted), GOAL)
     for row, goal in zip(goals, counted, strict=True):
         n = int(np.count_nonzero(requests.output_tokens > 1)) if goal.metric == "tpot" else requests.n
         row.metric, row.limit = METRICS[goal.metric], goal.limit_s
         row.allowed = n - max(1, int(np.ceil(goal.quantile * n)))
-    world.run.stop_early = stop_early
     return world._replace(goals=goals)
 
 
