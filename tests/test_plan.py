@@ -297,7 +297,7 @@ def engine_of(**changes: Any) -> Any:
 
 
 def told(trace: Requests, goals: tuple[Objective, ...], engine: Any, replicas: int = 1) -> tuple[str, str]:
-    outcome: Outcome = run(trace, [(engine, replicas)], objectives=goals)
+    outcome: Outcome = run(trace, [(engine, replicas)])
     failure = explain(outcome, goals, engine)
     assert failure is not None
     assert failure.ratio > 1
@@ -347,7 +347,7 @@ def test_large_chunks_are_named_where_tpot_fails() -> None:
 def test_what_holds_needs_no_explanation() -> None:
     trace, goals = chat(50), (Objective("ttft", 0.9, 100.0),)
     engine = engine_of()
-    assert explain(run(trace, [(engine, 1)], objectives=goals), goals, engine) is None
+    assert explain(run(trace, [(engine, 1)]), goals, engine) is None
     assert impossible(engine, trace, goals) is None
     assert allowed_misses(goals[0], trace) == 5
 

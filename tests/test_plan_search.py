@@ -148,7 +148,7 @@ def test_a_bound_is_close_where_load_is_steady(seed: int) -> None:
     trace = requests(np.arange(n) / 400, rng.integers(1, 60, n), rng.integers(1, 30, n))
     goals = (Objective("ttft", 0.9, 1.0), Objective("e2e", 0.9, 1.5))
     low = replicas_needed(engine, trace, goals)[0]
-    found = fewest(lambda k: holds(run(trace, [(engine, k)], objectives=goals), goals), 1, 400, low).replicas
+    found = fewest(lambda k: holds(run(trace, [(engine, k)]), goals), 1, 400, low).replicas
     assert found is not None
     assert low >= 3
     assert 0.6 * found <= low <= found

@@ -7,7 +7,7 @@ import os
 import drawn
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, find, given, settings
+from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from reference import Stepper
 
@@ -103,5 +103,7 @@ def test_drawn_cases_reach_what_is_rare(policy, reached):
     find(
         cases(policy),
         lambda case: reached(case, run(case[0], [(case[1], 1)])),
-        settings=settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck)),
+        settings=settings(
+            max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+        ),
     )
