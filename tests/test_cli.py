@@ -122,14 +122,16 @@ def test_show_a_model_on_a_device(sonde_cli: Callable[..., Ended]) -> None:
     assert row["parameters"]["total"] == pytest.approx(8.03e9, rel=0.01)
     on = row["on"]
     assert on["fits"]
-    assert on["budget"] == pytest.approx(on["weights"] + on["activations"] + on["overhead"] + on["kv_bytes"])
-    assert 0 < on["decode_1_s"] < on["decode_64_s"] < on["decode_256_s"]
+    parts = on["bytes"]
+    assert parts["budget"] == pytest.approx(sum(parts[k] for k in ("weights", "activations", "overhead", "kv_cache")))
+    assert 0 < on["step_s"]["decode_1"] < on["step_s"]["decode_64"] < on["step_s"]["decode_256"]
     cut = sonde_cli("show", "llama-3.1-8b", "--device", "h100-sxm", "--tensor-parallel", "2", "--json").json()["on"]
-    assert cut["weights"] < 0.6 * on["weights"]
-    assert cut["decode_64_s"] < on["decode_64_s"]
+    assert cut["bytes"]["weights"] < 0.6 * parts["weights"]
+    assert cut["step_s"]["decode_64"] < on["step_s"]["decode_64"]
+    assert "tensor_parallel" in sonde_cli("show", "llama-3.1-8b", "--device", "h100-sxm").out
 
 
 def test_show_says_what_does_not_fit(sonde_cli: Callable[..., Ended]) -> None:
     on = sonde_cli("show", "llama-3.1-70b", "--device", "l4", "--json").json()["on"]
     assert not on["fits"]
-    assert "decode_1_s" not in on
+    assert "step_s" not in on

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 PURCHASES = ("on-demand", "spot", "owned")
+STEP_TOKENS = 2048  # of a prompt, and of every decoding sequence's context, in the steps shown of a model on a device
 KINDS = ("models", "devices", "profiles", "policies")
 
 
@@ -101,14 +102,17 @@ def on_device(name: str, device_name: str, weights: str, tensor_parallel: int) -
     pool = {"replica": {"model": name, "device": device_name, "weights": weights, "tensor_parallel": tensor_parallel}}
     replica = load({"sites": [{"pools": [pool]}]}).pools[0].replica
     memory = fit(model(name), device(device_name), replica)
-    row: Row = {"device": device_name, "weights": weights, "tensor_parallel": tensor_parallel} | memory._asdict()
+    parts = {"kv_cache": memory.kv_bytes} | {
+        name: getattr(memory, name) for name in ("weights", "activations", "overhead", "budget", "capacity")
+    }
+    row: Row = {"device": device_name, "weights": weights, "tensor_parallel": tensor_parallel, "fits": memory.fits}
+    row |= {"bytes": parts, "kv_tokens": memory.kv_tokens}
     if memory.fits:
         engine = compile_replica(model(name), device(device_name), replica)
-        time, tokens = engine.table.time, 2048
+        time, tokens = engine.table.time, STEP_TOKENS
+        decodes = {f"decode_{batch}": coefficients(time, 0, batch, 0, batch * tokens) for batch in (1, 64, 256)}
         row["usd_per_hour"] = engine.usd_per_hour
-        row["prefill_2048_s"] = coefficients(time, tokens, 0, tokens * tokens / 2, 0)
-        for batch in (1, 64, 256):
-            row[f"decode_{batch}_s"] = coefficients(time, 0, batch, 0, batch * tokens)
+        row["step_s"] = {f"prefill_{tokens}": coefficients(time, tokens, 0, tokens * tokens / 2, 0)} | decodes
     return row
 
 
