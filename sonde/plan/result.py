@@ -94,6 +94,14 @@ class PlanResult:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def kinds(self) -> tuple[Plan, ...]:
+        """Return the cheapest plan of every kind of fleet (devices, parallelism, weights), in order of rank."""
+        first: dict[tuple[object, ...], Plan] = {}
+        for plan in self.plans:
+            first.setdefault(_kind(plan.deployment), plan)
+        return tuple(first.values())
+
+    @property
     def gap(self) -> float:
         """Return how much dearer the cheapest plan is than the bound, as a share of it; NaN where there is none."""
         if not self.plans or not self.bound_usd_per_hour:
@@ -139,10 +147,10 @@ class PlanResult:
     def __repr__(self) -> str:
         count = f"{self.candidates:,} candidates, {self.simulations:,} simulations of {self.requests.n:,} requests"
         lines = [f"Plan for {self.scenario.model}: {len(self.plans):,} of {count} hold, in {self.elapsed_s:.1f} s"]
-        for plan in self.plans[:_SHOWN]:
-            lines.append(_line(plan, self.objectives))
-        if len(self.plans) > _SHOWN:
-            lines.append(f"  ... {len(self.plans) - _SHOWN:,} more")
+        shown = self.kinds[:_SHOWN]
+        lines += [_line(plan, self.objectives) for plan in shown]
+        if len(self.plans) > len(shown):
+            lines.append(f"  ... {len(self.plans) - len(shown):,} more")
         if not self.plans:
             lines.append(f"  nothing holds; {self.best_failing}")
         gap = f" (the cheapest plan is {100 * self.gap:.0f} % above)" if self.plans else ""
@@ -151,6 +159,14 @@ class PlanResult:
         if kinds:
             lines.append("  ruled out: " + ", ".join(f"{count:,} by {kind}" for kind, count in kinds.most_common()))
         return "\n".join(lines + (["  interrupted: this is what had been found"] if self.interrupted else []))
+
+
+def _kind(deployment: Deployment) -> tuple[object, ...]:
+    return tuple(
+        (pool.replica.device, pool.replica.tensor_parallel, pool.replica.pipeline_parallel,
+         pool.replica.data_parallel, pool.replica.weights)
+        for pool in deployment.pools
+    )  # fmt: skip
 
 
 def _flat(plan: Plan) -> dict[str, object]:

@@ -70,11 +70,11 @@ class Fitted:
 
 
 def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
-    """Return the `top` cheapest plans that hold, ranked, with the bound beneath; words alone where none holds."""
+    """Return the cheapest plan of the `top` cheapest kinds of fleet, with the bound beneath; words where none holds."""
     if not result.plans:
         best = f"; {result.best_failing}" if result.best_failing else ""
         return Text(f"No deployment on the hardware allowed holds every objective{best}.", style=BAD)
-    plans = result.plans[:top]
+    plans = result.kinds[:top]
     bound = result.bound_usd_per_hour
     columns = [
         Column("#", [str(plan.rank) for plan in plans]),
@@ -156,7 +156,11 @@ def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> RenderableTy
 
 def _plan_foot(result: PlanResult, shown: int) -> list[str]:
     saving = text.gap(result.plans[0], result.bound_usd_per_hour)
-    lines = [f"{len(result.plans) - shown} more plans are in the report."] if len(result.plans) > shown else []
+    lines = (
+        [f"The cheapest of each kind of fleet; {len(result.plans) - shown:,} more plans are in the report."]
+        if len(result.plans) > shown
+        else []
+    )
     if result.bound_usd_per_hour > 0:
         why = f": {result.bound_reason}" if result.bound_reason else ""
         lines.append(
