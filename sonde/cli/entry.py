@@ -14,6 +14,7 @@ from sonde.cli.plan import plan
 from sonde.cli.show import show
 from sonde.cli.simulate import simulate
 from sonde.cli.trace import trace
+from sonde.cli.validate import validate
 from sonde.errors import SondeError
 
 INTERRUPTED = 130
@@ -27,7 +28,7 @@ def commands(debug: bool) -> None:
     del debug  # read by `main`, which handles the errors
 
 
-for verb in (plan, simulate, trace, show, bench):
+for verb in (plan, simulate, trace, show, validate, bench):
     commands.add_command(verb)
 
 

@@ -64,6 +64,18 @@ def chunked(view: BatchView) -> Step:
     return Step(max(view.token_budget - view.running, 0), True, False)
 
 
+def inflight(view: BatchView) -> Step:
+    """Decode in every step, and beside it admit whole prompts within the token budget (TensorRT-LLM)."""
+    return Step(max(view.token_budget - view.running, 0), True, True)
+
+
+def chunks_first(view: BatchView) -> Step:
+    """Run prompts, in chunks of the token budget, as soon as they wait, and decode when none can run (SGLang)."""
+    if view.waiting > 0 or view.prefilling > 0:
+        return Step(view.token_budget, False, False)
+    return Step(0, True, False)
+
+
 class Batching(NamedTuple):
     """A batching policy with what memory it reserves, which does not change from step to step.
 
@@ -81,4 +93,6 @@ POLICIES: dict[str, Batching] = {
     "iteration": Batching(iteration, reserve_output=True),
     "prefill-first": Batching(prefill_first),
     "chunked": Batching(chunked),
+    "inflight": Batching(inflight, reserve_output=True),
+    "chunks-first": Batching(chunks_first),
 }

@@ -1,0 +1,111 @@
+"""`sonde validate`: predictions beside what was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sonde.cli.output import emit, json_option, note, progress, table
+from sonde.errors import InputError
+
+if TYPE_CHECKING:
+    from sonde.validate.score import Errors
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="CSV with one prediction per row, in order."
+)
+@click.option(
+    "--cross-validate", is_flag=True, help="Fit the engines' constants anew without the rows that are judged."
+)
+@json_option
+def validate(path: Path, out: Path | None, cross_validate: bool, as_json: bool) -> None:
+    """Predict what was measured at PATH, and say how far the predictions are off.
+
+    PATH is a CSV of results at fixed concurrency, or a folder with the requests of a real engine
+    (requests.jsonl, meta.json).
+    """
+    if path.is_dir():
+        if cross_validate:
+            raise InputError("--cross-validate", str(path), "needs a CSV of results at fixed concurrency")
+        _open_loop(path, out, as_json)
+    else:
+        _closed_loop(path, out, cross_validate, as_json)
+
+
+def _closed_loop(path: Path, out: Path | None, cross_validate: bool, as_json: bool) -> None:
+    from sonde.validate.predict import predict_all
+    from sonde.validate.rows import Fault, read_rows
+    from sonde.validate.score import pairs
+    from sonde.validate.score import table as score
+    from sonde.validate.write import write
+
+    measured = read_rows(path)
+    for text in measured.notes:
+        note(text)
+    with progress() as tell:
+        found = predict_all(measured.entries, tell)
+    faults = [entry for entry in found if isinstance(entry, Fault)]
+    for fault in faults:
+        note(f"{path}:{fault.line}: {fault.id}: not predicted: {fault.reason}")
+    if out is not None:
+        write(out, found)
+    both = pairs(measured.entries, found)
+    groups = score(both)
+    if as_json:
+        emit(
+            {
+                "rows": len(found), "predicted": len(both),
+                "faults": [fault._asdict() for fault in faults],
+                "errors": {
+                    title: {name: {metric: part._asdict() for metric, part in row.items()} for name, row in group.items()}
+                    for title, group in groups.items()
+                },
+            }
+        )  # fmt: skip
+        return
+    click.echo(f"{len(both):,} of {len(found):,} rows predicted")
+    if any(part.rows for part in groups["overall"]["all rows"].values()):
+        print_groups(groups)
+
+
+def print_groups(groups: dict[str, dict[str, dict[str, Errors]]]) -> None:
+    """Print errors in percent: one table a grouping."""
+    heads = ["", "rows"]
+    for metric in ("TPOT", "TTFT"):
+        heads += [f"{metric} median %", "mean %", "bias %", "in 80 %"]
+    for title, group in groups.items():
+        lines = []
+        for name, row in group.items():
+            cells = [name, f"{max(part.rows for part in row.values()):,}"]
+            for metric in ("tpot", "ttft"):
+                part = row[metric]
+                cells += [f"{100 * value:.1f}" for value in part[1:3]]
+                cells += [f"{100 * part.bias:+.1f}", f"{100 * part.coverage:.0f}"]
+            lines.append(cells)
+        table(title, heads, lines)
+
+
+def _open_loop(path: Path, out: Path | None, as_json: bool) -> None:
+    from sonde.validate.open_loop import compare, read_run, replay
+    from sonde.validate.write import write_requests
+
+    measured = read_run(path)
+    predicted = replay(measured)
+    found = compare(measured, predicted)
+    if out is not None:
+        write_requests(out, measured.ids, predicted)
+    if as_json:
+        emit({"requests": measured.requests.n, "figures": [part._asdict() for part in found]})
+        return
+    click.echo(f"{measured.requests.n:,} requests of {measured.model.name} on {measured.device.name}")
+    lines = [
+        [f"{part.statistic} {part.metric.upper()}", f"{part.measured_ms:,.1f}", f"{part.predicted_ms:,.1f}",
+         f"{100 * part.error:+.1f}"]
+        for part in found
+    ]  # fmt: skip
+    table("", ["", "measured ms", "predicted ms", "error %"], lines)

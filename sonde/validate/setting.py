@@ -1,0 +1,120 @@
+"""What a measured row ran on, in the catalogue's words: model, device, replica, engine, and the lengths drawn."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from sonde.catalogue.device import Device
+from sonde.catalogue.devices import device, device_names
+from sonde.catalogue.engines import ServingEngine, engine_names, serving_engine
+from sonde.catalogue.model import Model
+from sonde.catalogue.models import model
+from sonde.deployment.tree import Batching, Replica
+from sonde.errors import InputError, unknown
+from sonde.validate.rows import Row
+from sonde.workload.requests import Requests, requests
+
+#: names of precisions in tables of measurements -> (weights, activations, KV cache)
+PRECISIONS = {
+    "": ("bf16", "bf16", "bf16"), "bf16": ("bf16", "bf16", "bf16"), "bfloat16": ("bf16", "bf16", "bf16"),
+    "fp16": ("bf16", "bf16", "bf16"), "float16": ("bf16", "bf16", "bf16"),
+    "fp8": ("fp8", "fp8", "fp8"), "fp8_block": ("fp8", "fp8", "fp8"), "fp8_static": ("fp8", "fp8", "fp8"),
+    "fp4": ("nvfp4", "nvfp4", "fp8"), "nvfp4": ("nvfp4", "nvfp4", "fp8"),
+    "mxfp4": ("mxfp4", "bf16", "bf16"), "w4a16_mxfp4": ("mxfp4", "bf16", "bf16"), "w4a8_mxfp4_mxfp8": ("mxfp4", "fp8", "fp8"),
+    "int4": ("int4", "bf16", "bf16"), "int4_wo": ("int4", "bf16", "bf16"),
+    "int8": ("int8", "int8", "bf16"), "int8_wo": ("int8", "bf16", "bf16"),
+}  # fmt: skip
+
+#: benchmarks of these nominal lengths draw each length evenly from 0.8 to 1 of the nominal one; others keep to it
+DRAWN_LENGTHS = (1024, 8192)
+SHORTEST = 0.8
+
+#: requests sent by every client, as benchmarks do; at least, and at most in all
+ROUNDS, FEWEST, MOST = 10, 32, 6000
+
+
+class Setting(NamedTuple):
+    """A row in the catalogue's words. `note` says what had to be read otherwise than it stands.
+
+    replicas   more than 1 where a dense model has data ranks, which share nothing
+    """
+
+    row: Row
+    model: Model
+    device: Device
+    replica: Replica
+    engine: ServingEngine
+    replicas: int
+    note: str
+
+
+def setting(row: Row) -> Setting:
+    """Return what the row ran on. Raises InputError on what the catalogue does not know or cannot be."""
+    if row.engine not in engine_names():
+        raise unknown("backend", row.engine, engine_names(), "engine")
+    engine = serving_engine(row.engine, row.version)
+    found, hardware = model(row.model), system(row.system)
+    weights, activations, cache = _precisions(row, found)
+    tensor, data, expert, note = _parallelism(row, found)
+    mixture = any(ff.experts for ff in found.feedforwards)
+    batching = Batching(policy=engine.batching, max_batch=int(engine.max_batch), token_budget=int(engine.token_budget))
+    replica = Replica.model_validate(
+        {
+            "model": found.name, "device": hardware.name, "tensor_parallel": tensor,
+            "data_parallel": data if mixture else 1,
+            "pipeline_parallel": row.pipeline, "expert_parallel": expert, "weights": weights,
+            "activations": activations, "kv_cache": cache, "memory_fraction": engine.memory_fraction,
+            "batching": batching,
+        }
+    )  # fmt: skip
+    return Setting(row, found, hardware, replica, engine, 1 if mixture else data, note)
+
+
+def system(name: str) -> Device:
+    """Return the device of a system's name as tables of measurements write it, such as "h100_sxm" or "RTX4090"."""
+    plain = name.strip().lower().replace("_", "-")
+    squeezed = plain.replace("-", "")
+    for known in device_names():
+        if known.replace("-", "") == squeezed:
+            return device(known)
+    return device(plain)
+
+
+def lengths(row: Row, seed: int = 0) -> Requests:
+    """Return the requests that the clients of `row` send, in order: `ROUNDS` each."""
+    n = min(max(ROUNDS * row.concurrency, FEWEST), max(MOST, 2 * row.concurrency))
+    if row.isl in DRAWN_LENGTHS and row.osl in DRAWN_LENGTHS:
+        random = np.random.default_rng([seed, row.isl, row.osl])
+        prompt = random.integers(max(int(SHORTEST * row.isl), 1), row.isl + 1, n)
+        output = random.integers(max(int(SHORTEST * row.osl), 1), row.osl + 1, n)
+    else:
+        prompt, output = np.full(n, row.isl), np.full(n, row.osl)
+    return requests(np.zeros(n), prompt, output)
+
+
+def _precisions(row: Row, found: Model) -> tuple[str, str, str]:
+    if found.name.startswith("gpt-oss"):  # published in MXFP4 alone, whatever a table says
+        return PRECISIONS["mxfp4"]
+    for column, name in (("precision", row.precision), ("moe_quant_mode", row.experts_precision)):
+        if name not in PRECISIONS:
+            raise unknown(column, name, PRECISIONS, "precision")
+    return PRECISIONS[row.precision]
+
+
+def _parallelism(row: Row, found: Model) -> tuple[int, int, int, str]:
+    """Return tensor, data and expert parallelism, and what was read otherwise than it stands.
+
+    Tensor ranks that do not divide the heads of a mixture of experts are attention ranks that share its
+    experts: no engine could have cut the heads so.
+    """
+    heads = min((mixer.heads for mixer in found.mixers if mixer.kind != "indexer"), default=1)
+    mixture = any(ff.experts for ff in found.feedforwards)
+    if mixture and row.data == 1 and heads % row.tensor:
+        return 1, row.tensor, row.tensor, f"{row.tensor} tensor ranks do not divide {heads} heads: read as data ranks"
+    ranks = row.tensor * row.data
+    expert = row.expert if mixture else 1
+    if ranks % expert:
+        raise InputError("moe_ep_size", expert, f"must divide tensor × data ranks = {ranks}")
+    return row.tensor, row.data, expert, ""
