@@ -23,8 +23,10 @@ class Twin:
         self.activation = PRECISION_BYTES[replica.activations]
         self.kv = PRECISION_BYTES[replica.kv_cache]
         wide = max(replica.weights, replica.activations, key=lambda name: PRECISION_BYTES[name])
-        self.peak = device.flops[wide] if wide in device.flops else device.flops["bf16"]
-        self.narrow = wide in device.flops and wide not in ("bf16", "fp16", "fp32")
+        computed = wide if wide in device.flops else "bf16"
+        self.peak = device.flops[computed]
+        self.form = computed
+        self.expert_form = "int4" if replica.weights == "int4" else computed
 
     def step(self, prompt: int, area: float, batch: int, read: float) -> float:
         micro = math.ceil((prompt + batch) / self.pp)
@@ -43,7 +45,7 @@ class Twin:
             for _ in range(forward.layers):
                 seconds += self.feedforward(forward, rows, micro)
         for _ in range(self.pp if self.pp > 1 else 0):
-            seconds += self.transfer(self.link(self.tp * self.dp * self.pp), rows * width)
+            seconds += self.transfer("collective", self.link(self.tp * self.dp * self.pp), 2, rows * width)
         seconds += self.head(max(mine, 1)) + engine.token_s * micro + engine.sequence_s * batch
         for mixer in self.model.mixers:
             for _ in range(mixer.layers):
@@ -62,7 +64,17 @@ class Twin:
         seconds += self.elementwise(4 * width)
         repeated = max(1 / self.tp, 1 / mixer.kv_heads)
         seconds += self.elementwise(2 * rows * mixer.cache_elements * repeated * self.kv)
-        return seconds + (self.reached.attention_decode.overhead_s if batch else 0.0)
+        prompts, decode = self.reached.of("attention-prefill"), self.decode()
+        token = self.moving(prompts, mixer.prefill_flops / self.tp + mixer.cache_elements * repeated * self.kv)
+        seconds += prompts.overhead_s + rows * token
+        if batch:
+            mine = math.ceil(batch / (self.pp * self.dp))
+            seconds += max(decode.overhead_s - prompts.overhead_s, 0.0)
+            seconds += mine * max(self.reads(mixer, decode.tile_tokens) - token, 0.0)
+        return seconds
+
+    def decode(self) -> OperatorEfficiency:
+        return self.reached.of("attention-decode/fp8" if self.kv < 2 else "attention-decode/bf16")
 
     def feedforward(self, forward: FeedForward, rows: int, tokens: int) -> float:
         seconds, inner = 0.0, 0.0
@@ -95,10 +107,12 @@ class Twin:
         for m in forward.expert_matrices:
             flops += 2 * load * m.inputs * m.outputs / split
             moved += touched * m.inputs * m.outputs / split * self.weight
-            moved += load * (m.inputs + m.outputs) / split * self.activation
-        reached = self.reached.experts
+        reached = self.reached.of(f"experts/{self.expert_form}")
+        inner = forward.expert_matrices[-1].inputs / split
         seconds = self.roofline(reached, flops * (1 + reached.half_rows * touched / load), moved)
-        seconds += reached.overhead_s * len(forward.expert_matrices)
+        seconds *= 1 + reached.half_columns / inner
+        seconds += load * 3 * 2 * (self.model.hidden + inner) / (self.device.memory[0].bandwidth * reached.cast)
+        seconds += reached.overhead_s
         width = self.model.hidden * self.activation
         if self.dp == 1:
             return seconds + (self.all_reduce(self.tp, rows * width) if self.tp > 1 else 0.0)
@@ -111,14 +125,16 @@ class Twin:
     def head(self, rows: int) -> float:
         columns = self.model.vocabulary / self.tp
         table = max(self.weight, 2.0)
-        reached = self.reached.gemm
-        flops = 2 * rows * columns * self.model.hidden * (1 + reached.half_rows / rows)
+        reached = self.reached.of("gemm/bf16")
+        flops = 2 * rows * columns * self.model.hidden
+        flops *= 1 + reached.half_rows / rows + reached.half_outputs / (rows * columns)
         moved = columns * self.model.hidden * table + rows * (self.model.hidden + columns) * 2
-        seconds = max(flops / (self.device.flops["bf16"] * reached.compute), self.moving(reached, moved))
+        compute = flops / (self.device.flops["bf16"] * reached.compute)
+        seconds = self.blend(reached, compute, self.moving(reached, moved))
         seconds += reached.overhead_s
         if self.tp > 1:
             size = rows * self.model.vocabulary * 2.0 * (self.tp - 1) / self.tp
-            seconds += self.transfer(self.link(self.tp), size)
+            seconds += self.transfer("all-gather", self.link(self.tp), self.tp, size)
         return seconds
 
     def products(self, matrices: list[Matrix], rows: int, kv_heads: int) -> float:
@@ -133,13 +149,21 @@ class Twin:
             outputs += m.outputs * (1.0 if m.split == "row" else share)
         if matrices[0].split == "row":
             inputs /= self.tp
-        reached = self.reached.gemm
-        moved = weights * self.weight + rows * (inputs + outputs) * self.activation
-        return self.roofline(reached, 2 * rows * weights * (1 + reached.half_rows / rows), moved) + reached.overhead_s
+        reached = self.reached.of(f"gemm/{self.form}")
+        columns = weights / inputs
+        moved = weights * self.weight + rows * (inputs * self.activation + columns * max(self.activation, 2.0))
+        flops = 2 * rows * weights * (1 + reached.half_rows / rows + reached.half_outputs / (rows * columns))
+        seconds = self.roofline(reached, flops, moved) + reached.overhead_s + reached.row_s * rows
+        if self.activation < 2:
+            seconds += rows * inputs * (2.0 + self.activation) / (self.device.memory[0].bandwidth * reached.cast)
+        return seconds
 
     def roofline(self, reached: OperatorEfficiency, flops: float, moved: float) -> float:
-        share = reached.narrow if self.narrow else reached.compute
-        return max(flops / (self.peak * share), self.moving(reached, moved))
+        return self.blend(reached, flops / (self.peak * reached.compute), self.moving(reached, moved))
+
+    def blend(self, reached: OperatorEfficiency, compute: float, memory: float) -> float:
+        power = reached.blend
+        return float((compute**power + memory**power) ** (1 / power)) if power else max(compute, memory)
 
     def moving(self, reached: OperatorEfficiency, moved: float) -> float:
         return moved / (self.device.memory[0].bandwidth * reached.memory)
@@ -152,30 +176,36 @@ class Twin:
         return area * mixer.prefill_flops / self.tp / peak
 
     def reads(self, mixer: Mixer, tokens: float) -> float:
-        reached = self.reached.attention_decode
+        reached = self.decode()
         repeated = max(1 / self.tp, 1 / mixer.kv_heads)
         compute = mixer.decode_flops / self.tp / (self.device.flops["bf16"] * reached.compute)
-        return tokens * max(compute, self.moving(reached, mixer.cache_elements * repeated * self.kv))
+        return tokens * self.blend(reached, compute, self.moving(reached, mixer.cache_elements * repeated * self.kv))
 
     def link(self, ranks: int) -> Link:
         return self.device.node if ranks <= self.device.node_devices else self.device.fabric
 
-    def transfer(self, link: Link, size: float, rounds: float = 1.0) -> float:
-        reached = self.reached.collective
-        return reached.overhead_s + rounds * link.latency_s + size / (link.bandwidth * reached.memory)
+    def transfer(self, kind: str, link: Link, ranks: int, size: float, rounds: float = 1.0) -> float:
+        reached = self.reached.of(kind)
+        if link is not self.device.node:
+            return reached.overhead_s + rounds * link.latency_s + size / (link.bandwidth * reached.memory)
+        seconds = reached.overhead_s + rounds * link.latency_s * reached.latency + reached.rank_s * (ranks - 2)
+        return float(seconds + size / (link.bandwidth * reached.memory) * (ranks / 2) ** reached.crowding)
 
     def all_reduce(self, ranks: int, size: float) -> float:
         inside = min(ranks, self.device.node_devices)
         nodes = math.ceil(ranks / inside)
-        seconds = self.transfer(self.device.node, 2 * (inside - 1) / inside * size) if inside > 1 else 0.0
+        sent = 2 * (inside - 1) / inside * size
+        seconds = self.transfer("collective", self.device.node, inside, sent) if inside > 1 else 0.0
         if nodes > 1:
             part = 2 * (nodes - 1) / nodes * size / inside
-            seconds += self.transfer(self.device.fabric, part, 2 * math.log2(nodes))
+            seconds += self.transfer("collective", self.device.fabric, nodes, part, 2 * math.log2(nodes))
         return seconds
 
     def all_to_all(self, size: float) -> float:
         inside = min(self.ep, self.device.node_devices)
-        seconds = self.transfer(self.device.node, size * (inside - 1) / self.ep) if inside > 1 else 0.0
+        near = size * (inside - 1) / self.ep
+        seconds = self.transfer("all-to-all", self.device.node, inside, near) if inside > 1 else 0.0
         if self.ep > inside:
-            seconds = max(seconds, self.transfer(self.device.fabric, size * (self.ep - inside) / self.ep))
+            far = size * (self.ep - inside) / self.ep
+            seconds = max(seconds, self.transfer("all-to-all", self.device.fabric, self.ep, far))
         return seconds

@@ -242,7 +242,7 @@ def test_steps_past_the_table_go_on_by_its_last_slope() -> None:
     last = len(made.linear) - 1
     longer = table(LLAMA_8B, H100, choose(LLAMA_8B, batching=Batching(token_budget=16000))).time
     assert len(longer.linear) == 16001
-    assert coefficients(made, 16000, 0, 0, 0) == pytest.approx(coefficients(longer, 16000, 0, 0, 0), rel=1e-6)
+    assert coefficients(made, 16000, 0, 0, 0) == pytest.approx(coefficients(longer, 16000, 0, 0, 0), rel=1e-3)
     assert last == 8192
     huge = table(LLAMA_8B, H100, choose(LLAMA_8B, batching=Batching(token_budget=1_000_000))).time
     assert len(huge.linear) == 16385

@@ -17,16 +17,19 @@ def row(scope: str, name: str, value: str, **change: str) -> dict[str, str]:
 
 
 def test_the_most_specific_row_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = module._rows()
-    added = (row("device", H100.name, "0.7"), row("kind", "datacentre", "0.6"), row("engine", "mine", "0.5"))
+    rows = tuple(found for found in module._rows() if (found["scope"], found["operator"]) != ("kind", "power"))
+    added = (
+        row("device", H100.name, "0.7"),
+        row("kind", "datacentre", "0.6", operator="power", attribute="static"),
+        row("engine", "mine", "0.5"),
+    )
     monkeypatch.setattr(module, "_rows", lambda: added + rows)
     module._resolved.cache_clear()
     engines.cache_clear()
     try:
         assert efficiencies(H100).gemm.compute == 0.7
-        assert efficiencies(A100).gemm.compute == 0.6
         assert efficiencies(H100, "mine").gemm.compute == 0.5
-        assert efficiencies(H100).gemm.memory == efficiencies(A100).gemm.memory
+        assert efficiencies(A100).power.static == 0.6
     finally:
         module._resolved.cache_clear()
         engines.cache_clear()
@@ -65,5 +68,7 @@ def test_scopes_name_what_the_catalogue_holds() -> None:
 def test_every_device_of_the_catalogue_has_all_efficiencies() -> None:
     for name in device_names():
         found = efficiencies(device(name))
-        assert 0 < found.gemm.narrow <= found.gemm.compute <= 1
+        for curve in found.curves.values():
+            assert 0 < curve.compute <= 1
+            assert 0 < curve.memory <= 1
         assert 0 < found.memory.usable <= 1

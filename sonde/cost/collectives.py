@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.catalogue.curves import OperatorEfficiency
 from sonde.catalogue.device import Link
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
@@ -32,19 +33,18 @@ def all_to_all(shard: Shard, name: str, layers: float, ranks: int, size: Floats)
     """Return the exchange in which each of `ranks` devices spreads `size` bytes evenly over all of them."""
     inside = min(ranks, shard.device.node_devices)
     near = size * (inside - 1) / ranks
-    seconds = _alpha_beta(shard, shard.device.node, inside, 1.0, near)
+    seconds = _alpha_beta(shard, shard.device.node, inside, 1.0, near, "all-to-all")
     far = size * (ranks - inside) / ranks
     if ranks > inside:
-        seconds = np.maximum(seconds, _alpha_beta(shard, shard.device.fabric, ranks, 1.0, far))
+        seconds = np.maximum(seconds, _alpha_beta(shard, shard.device.fabric, ranks, 1.0, far, "all-to-all"))
     return Operator(name, "collective", layers, sent=near + far, link_s=seconds)
 
 
 def all_gather(shard: Shard, name: str, layers: float, ranks: int, size: Floats) -> Operator:
     """Return the gathering of `size` bytes in all, of which every one of `ranks` devices holds an equal part."""
     sent = size * (ranks - 1) / ranks
-    return Operator(
-        name, "collective", layers, sent=sent, link_s=_alpha_beta(shard, shard.link(ranks), ranks, 1.0, sent)
-    )
+    seconds = _alpha_beta(shard, shard.link(ranks), ranks, 1.0, sent, "all-gather")
+    return Operator(name, "collective", layers, sent=sent, link_s=seconds)
 
 
 def point_to_point(shard: Shard, name: str, hops: float, size: Floats) -> Operator:
@@ -53,15 +53,29 @@ def point_to_point(shard: Shard, name: str, hops: float, size: Floats) -> Operat
     return Operator(name, "collective", hops, sent=size, link_s=_alpha_beta(shard, link, 2, 1.0, size))
 
 
-def _alpha_beta(shard: Shard, link: Link, ranks: int, rounds: float, sent: Floats) -> NDArray[np.float64]:
-    """Return overhead + rounds·latency + sent/(bandwidth·efficiency) in s; nothing where there is one rank.
+def message_seconds(
+    curve: OperatorEfficiency, link: Link, ranks: Floats | float, rounds: float, sent: Floats, *, near: bool
+) -> NDArray[np.float64]:
+    """Return overhead + rounds·latency + further ranks + sent/(bandwidth·share) in s, for two ranks or more.
 
-    Inside a node every rank reads every other at once, so that one round is enough whatever their number, as
-    measured all-reduces of small messages show; across nodes a tree takes log2 of them each way.
+    Inside a node (`near`) every rank reads every other at once, so that one round is enough whatever their number,
+    as measured all-reduces of small messages show, at a share of the link's latency; across nodes a tree takes
+    log2 of them each way. Ranks beyond two crowd the links of a node by a power of their number.
     """
+    alpha: Floats | float = curve.overhead_s + rounds * link.latency_s * (curve.latency if near else 1.0)
+    share: Floats | float = curve.memory
+    if near:
+        alpha = alpha + curve.rank_s * (ranks - 2.0)
+        share = share * (ranks / 2.0) ** -curve.crowding
+    seconds: NDArray[np.float64] = alpha + np.asarray(sent, dtype=np.float64) / (link.bandwidth * share)
+    return seconds
+
+
+def _alpha_beta(
+    shard: Shard, link: Link, ranks: int, rounds: float, sent: Floats, curve: str = "collective"
+) -> NDArray[np.float64]:
+    """Return the seconds of a message; nothing where there is one rank."""
     if ranks < 2:
         return np.zeros_like(np.asarray(sent, dtype=np.float64))
-    reached = shard.efficiencies.collective
-    alpha = reached.overhead_s + rounds * link.latency_s
-    seconds: NDArray[np.float64] = alpha + np.asarray(sent, dtype=np.float64) / (link.bandwidth * reached.memory)
-    return seconds
+    near = link is shard.device.node
+    return message_seconds(shard.efficiencies.of(curve), link, float(ranks), rounds, sent, near=near)

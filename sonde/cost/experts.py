@@ -12,6 +12,11 @@ from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 
 
+#: bytes moved for every number of a token's hidden and inner state to deal it out to its experts and to gather it:
+#: three in 16 bits, read or written
+NUMBERS_MOVED = 6.0
+
+
 def distinct_experts(experts: int, top_k: int, tokens: Floats) -> Floats:
     """Return the expected number of distinct experts that `tokens` tokens touch: E·(1 - (1 - k/E)^n).
 
@@ -50,14 +55,13 @@ def expert_operators(shard: Shard, forward: FeedForward, rows: Floats, tokens: F
     load = busiest_load(forward, ranks, tokens)
     touched = distinct_experts(forward.experts, forward.top_k, tokens) / ranks
     weights = sum(matrix.parameters for matrix in forward.expert_matrices) / split
-    ends = sum(matrix.inputs + matrix.outputs for matrix in forward.expert_matrices) / split
-    moved = touched * weights * shard.expert_bytes + load * ends * shard.activation_bytes
+    columns = forward.expert_matrices[-1].inputs / split
     flops = 2.0 * load * weights
-    per_expert = load / np.maximum(touched, 1e-9)
     found = [
         Operator(
-            "experts", "experts", forward.layers, shard.expert_product, flops, moved, per_expert,
-            launches=len(forward.expert_matrices),
+            "experts", "experts", forward.layers, shard.expert_product, flops, touched * weights * shard.expert_bytes,
+            load / np.maximum(touched, 1e-9), curve=f"experts/{shard.expert_form}", columns=columns,
+            cast=load * NUMBERS_MOVED * (model.hidden + columns),
         )
     ]  # fmt: skip
     token_bytes = model.hidden * shard.activation_bytes

@@ -113,7 +113,7 @@ def _cause(operator: Operator, spent: Bound) -> str:
         return "engine"
     if operator.kind == "collective":
         return "links"
-    compute, memory, other = (float(np.ravel(part)[0]) for part in spent)
+    compute, memory, other = (float(np.ravel(part)[0]) for part in spent[:3])
     if other > max(compute, memory):
         return "starts"
     return "compute" if compute > memory else "memory"

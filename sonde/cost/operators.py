@@ -12,7 +12,7 @@ import numpy as np
 from sonde.catalogue.model import FeedForward, Mixer
 from sonde.cost.collectives import all_gather, all_reduce, point_to_point
 from sonde.cost.experts import expert_operators
-from sonde.cost.roofline import Floats, Operator
+from sonde.cost.roofline import Floats, Operator, bound
 from sonde.cost.shard import Kernel, Shard, kernels
 
 #: numbers moved per hidden unit by a norm with its residual: both read and both written
@@ -48,9 +48,11 @@ def batch_operators(shard: Shard, sequences: Floats, batch: Floats) -> list[Oper
     for mixer in shard.model.mixers:
         if mixer.kind == "linear":
             moved = 2.0 * mixer.state_bytes * shard.head_share(mixer) * sequences  # read and written
-            found.append(Operator(f"{title(mixer)} state", "attention-decode", mixer.layers, bytes=moved))
+            found.append(
+                Operator(f"{title(mixer)} state", "attention-decode", mixer.layers, bytes=moved, curve="linear-decode")
+            )
         else:
-            found.append(Operator(f"{title(mixer)} decode start", "attention-decode", mixer.layers))
+            found.append(_start(shard, mixer, sequences))
     if shard.efficiencies.engine.sequence_s:
         found.append(Operator("engine, sequences", "engine", 1, host_s=shard.efficiencies.engine.sequence_s * batch))
     return found
@@ -63,7 +65,7 @@ def head_operators(shard: Shard, rows: Floats) -> list[Operator]:
     weights = columns * model.hidden
     moved = weights * shard.table_bytes + rows * (model.hidden + columns) * 2.0
     flops = 2.0 * rows * weights
-    found = [Operator("head", "gemm", 1, _table_precision(shard), flops, moved, rows)]
+    found = [Operator("head", "gemm", 1, _table_precision(shard), flops, moved, rows, columns=columns)]
     if shard.tensor > 1:
         found.append(all_gather(shard, "head all-gather", 1, shard.tensor, rows * model.vocabulary * 2.0))
     return found
@@ -85,6 +87,7 @@ def pair_operators(shard: Shard, *, windowed: bool) -> list[Operator]:
         Operator(
             f"{title(mixer)} prefill", "attention-prefill", mixer.layers, shard.attention,
             flops=mixer.prefill_flops * shard.head_share(mixer) * _scale(shard, mixer), launches=0,
+            curve=f"{attention_class(mixer)}-prefill",
         )
         for mixer in shard.model.mixers
         if mixer.kind != "linear" and bool(mixer.window) == windowed
@@ -94,14 +97,17 @@ def pair_operators(shard: Shard, *, windowed: bool) -> list[Operator]:
 def read_operators(shard: Shard, *, windowed: bool) -> list[Operator]:
     """Return attention in decoding, per cached token read; `windowed` as in `pair_operators`."""
     return [
-        Operator(
-            f"{title(mixer)} decode", "attention-decode", mixer.layers, shard.attention,
-            flops=mixer.decode_flops * shard.head_share(mixer) * _scale(shard, mixer),
-            bytes=mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes * _scale(shard, mixer), launches=0,
-        )
+        _read(shard, mixer, _scale(shard, mixer))
         for mixer in shard.model.mixers
         if mixer.kind != "linear" and bool(mixer.window) == windowed
-    ]  # fmt: skip
+    ]
+
+
+def attention_class(mixer: Mixer) -> str:
+    """Return the class of curves that a mixer's kernels follow, less its phase: "attention", "window", "mla", ..."""
+    if mixer.window and mixer.kind in ("attention", "mla"):
+        return "window" if mixer.kind == "attention" and mixer.cache_saturates else "sparse"
+    return mixer.kind
 
 
 def table_window(shard: Shard) -> int:
@@ -121,8 +127,18 @@ def title(mixer: Mixer) -> str:
 
 def product(shard: Shard, kernel: Kernel, layers: float, rows: Floats, name: str) -> Operator:
     """Return a matrix product of `rows` tokens with the weights that one device holds."""
-    moved = kernel.weights * shard.weight_bytes + rows * (kernel.inputs + kernel.outputs) * shard.activation_bytes
-    return Operator(name, "gemm", layers, shard.product, 2.0 * rows * kernel.weights, moved, rows)
+    narrow = shard.activation_bytes
+    moved = kernel.weights * shard.weight_bytes + rows * (kernel.inputs * narrow + kernel.outputs * max(narrow, 2.0))
+    return Operator(
+        name, "gemm", layers, shard.product, 2.0 * rows * kernel.weights, moved, rows,
+        curve=f"{'bmm' if absorbed(kernel) else 'gemm'}/{shard.form}", columns=kernel.outputs,
+        cast=rows * kernel.inputs * (2.0 + narrow) if narrow < 2.0 else 0.0,
+    )  # fmt: skip
+
+
+def absorbed(kernel: Kernel) -> bool:
+    """Return whether a product expands latents head by head, which decoding does within attention, in batches."""
+    return kernel.name == "kv_up"
 
 
 def _mixer(shard: Shard, mixer: Mixer, rows: Floats) -> list[Operator]:
@@ -137,13 +153,73 @@ def _mixer(shard: Shard, mixer: Mixer, rows: Floats) -> list[Operator]:
         found.append(all_reduce(shard, f"{name} all-reduce", layers, shard.tensor, hidden))
     if mixer.kind != "indexer":
         found.append(Operator(f"{name} norm", "elementwise", layers, bytes=NORM_TRAFFIC * hidden))
-    if mixer.kind == "linear":
-        flops = mixer.token_flops * shard.head_share(mixer) * rows
-        found.append(Operator(f"{name} recurrence", "attention-prefill", layers, shard.attention, flops))
-    else:
+    found.append(_scan(shard, mixer, rows))
+    if mixer.kind != "linear":
         written = mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes * rows
         found.append(Operator(f"{name} cache write", "elementwise", layers, bytes=2 * written))
     return found
+
+
+def _scan(shard: Shard, mixer: Mixer, rows: Floats) -> Operator:
+    """Return what a mixer's kernel does once for every token: reading queries, keys and values and writing outputs.
+
+    Of a recurrence it is all. 2 bytes of each of a head's queries and outputs are as many as its FLOP per pair are
+    (4·dim), and so are the keys and values that latents are expanded to in a prompt.
+    """
+    kind = attention_class(mixer)
+    flops: Floats | float = 0.0
+    if kind == "linear":
+        flops = mixer.token_flops * shard.head_share(mixer) * rows
+        moved = 4.0 * sum(m.outputs for m in mixer.matrices if m.split == "column") * shard.head_share(mixer)
+    elif kind == "mla":
+        moved = 2.0 * mixer.prefill_flops * shard.head_share(mixer)
+    else:
+        moved = mixer.prefill_flops * shard.head_share(mixer)
+        moved += mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes
+        tile = shard.efficiencies.of(f"{kind}-prefill").tile_tokens
+        flops = tile * mixer.prefill_flops * shard.head_share(mixer) * rows
+    name = "recurrence" if kind == "linear" else "tokens"
+    return Operator(
+        f"{title(mixer)} {name}", "attention-prefill", mixer.layers, shard.attention, flops, moved * rows,
+        curve=f"{kind}-prefill",
+    )  # fmt: skip
+
+
+def _read(shard: Shard, mixer: Mixer, scale: float) -> Operator:
+    """Return the decoding attention of a mixer over one cached token, `scale` times."""
+    return Operator(
+        f"{title(mixer)} decode", "attention-decode", mixer.layers, shard.attention,
+        flops=mixer.decode_flops * shard.head_share(mixer) * scale,
+        bytes=mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes * scale, launches=0,
+        curve=_decode(shard, mixer),
+    )  # fmt: skip
+
+
+def _start(shard: Shard, mixer: Mixer, sequences: Floats) -> Operator:
+    """Return what decoding attention costs beside the cached tokens that it must read.
+
+    Its kernel, beyond the one for prompts that every step pays, and the part of a tile that every sequence reads
+    and does not need, beyond what `_scan` charges to each of its tokens.
+    """
+    curve = shard.efficiencies.of(_decode(shard, mixer))
+    prompts = shard.efficiencies.of(f"{attention_class(mixer)}-prefill")
+    tile = _each(shard, _read(shard, mixer, curve.tile_tokens))
+    token = _each(shard, _scan(shard, mixer, np.ones(1))._replace(launches=0))
+    each = max(tile - token, 0.0)
+    kernel = max(curve.overhead_s - prompts.overhead_s, 0.0)
+    return Operator(
+        f"{title(mixer)} decode start", "attention-decode", mixer.layers, host_s=kernel + each * sequences, launches=0
+    )
+
+
+def _each(shard: Shard, operator: Operator) -> float:
+    """Return the seconds of one layer of an operator, as measured kernels take, not as the engine's do."""
+    spent = bound(shard, operator).seconds / (operator.layers * shard.efficiencies.factor(operator.kind))
+    return float(np.ravel(spent)[0])
+
+
+def _decode(shard: Shard, mixer: Mixer) -> str:
+    return f"{attention_class(mixer)}-decode/{'fp8' if shard.kv_bytes < 2.0 else 'bf16'}"
 
 
 def _feedforward(shard: Shard, forward: FeedForward, rows: Floats, tokens: Floats) -> list[Operator]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sonde.catalogue.curves import FORMATS
 from sonde.catalogue.device import PRECISION_BYTES, Device, Link
 from sonde.catalogue.efficiencies import Efficiencies
 from sonde.catalogue.model import Matrix, Mixer, Model
@@ -46,6 +47,7 @@ class Shard:
 
     weight_bytes, table_bytes, expert_bytes   of one weight: of a layer, of the embeddings and the head, of an expert
     product, expert_product                   arithmetic of the matrix products, a key of `device.flops`
+    form, expert_form                         how their operands are stored, a key of `catalogue.curves.FORMATS`
     attention                                 arithmetic of attention
     expert_split                              ranks that share one expert's matrices
     """
@@ -61,6 +63,8 @@ class Shard:
     kv_bytes: float
     product: str
     expert_product: str
+    form: str
+    expert_form: str
     attention: str
     expert_split: int
 
@@ -110,6 +114,8 @@ def shard(model: Model, device: Device, replica: Replica, efficiencies: Efficien
         kv_bytes=PRECISION_BYTES[replica.kv_cache],
         product=arithmetic(device, dense, activations),
         expert_product=arithmetic(device, weights, activations),
+        form=operands(device, dense, activations),
+        expert_form=operands(device, weights, activations, grouped=True),
         attention=arithmetic(device, "bf16", "bf16"),
         expert_split=group // replica.expert_parallel,
     )  # fmt: skip
@@ -126,6 +132,19 @@ def arithmetic(device: Device, weights: str, activations: str) -> str:
         if name in device.flops:
             return name
     raise CannotError(f"{device.name} has no arithmetic for {wider}: it computes in {', '.join(device.flops)}")
+
+
+def operands(device: Device, weights: str, activations: str, *, grouped: bool = False) -> str:
+    """Return the format whose curve a product of `weights` by `activations` follows on `device`.
+
+    That of the arithmetic where both are as narrow. Weights alone in 4 bits have kernels of their own where
+    experts are `grouped`; elsewhere they are expanded into a product in 16 bits.
+    """
+    computed = arithmetic(device, weights, activations)
+    if grouped and weights in ("int4", "mxfp4"):
+        narrow = PRECISION_BYTES[activations] < 2.0
+        return "mxfp4-fp8" if weights == "mxfp4" and narrow else weights
+    return computed if computed in FORMATS else "bf16"
 
 
 def _check_parallelism(model: Model, replica: Replica) -> None:
