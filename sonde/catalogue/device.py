@@ -46,6 +46,7 @@ class Device:
     on_chip        memory on the chip that software places data in, faster than all of `memory`
     sources        keys of `sources.csv` by group of attributes: "spec", "link", "power", and each kind of purchase
     status         "published" where the figures of the group "spec" are the maker's, "estimate" where some are not
+    path           the file that holds the row, where that is not the catalogue
     """
 
     name: str
@@ -68,6 +69,12 @@ class Device:
     sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     status: str = "published"
     note: str = ""
+    path: str = ""
+
+    @property
+    def reference(self) -> str:
+        """Return what scenarios and deployments call the device: the path of its file, or its name."""
+        return self.path or self.name
 
     def price(self, purchase: str = "on-demand") -> float | None:
         """Return dollars per device-hour, of `purchase` or the dearest known where that is not sold."""

@@ -1,17 +1,21 @@
 """The devices of the catalogue: rows of `devices.csv`, with prices from `prices.csv` and sources for all of it.
 
-`device_schema.csv` says what each attribute is. A new device, or a new price, is one row.
+`device_schema.csv` says what each attribute is. A new device, or a new price, is one row. A device may also be the
+path of a file of one row, as `sonde calibrate machine` writes it; its sources stand beside it (`device_files.py`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from sonde.catalogue.device import Device, Link
-from sonde.catalogue.rows import Attribute, Source, read, schema, sources, table, value
+from sonde.catalogue.device_files import SOURCES_SUFFIX, is_path, read_text
+from sonde.catalogue.rows import Attribute, Source, read, read_sources, schema, sources, table, value
 from sonde.errors import InputError, nearest, unknown
 from sonde.units import parse
 
@@ -34,8 +38,13 @@ class Price(NamedTuple):
 
 
 def device(name: str) -> Device:
-    """Return the device called `name`, by its name or an alias, in any case. Raises InputError where there is none."""
+    """Return the device called `name`, by its name or an alias, in any case, or the one in the file of that path.
+
+    Raises InputError where there is none.
+    """
     found = _by_name().get(name.strip().lower())
+    if found is None and is_path(name):
+        return _in_file(Path(name).expanduser(), name)
     if found is None:
         known = ", ".join(device_names())
         raise InputError("device", name, f"no such device{nearest(name.lower(), _by_name())}", f"known: {known}")
@@ -59,21 +68,24 @@ def prices() -> Mapping[str, tuple[Price, ...]]:
     return read_prices(table("prices.csv"), "prices.csv")
 
 
-def read_devices(text: str, path: str, offers: Mapping[str, tuple[Price, ...]]) -> tuple[Device, ...]:
+def read_devices(
+    text: str, path: str, offers: Mapping[str, tuple[Price, ...]], cited: Mapping[str, Source] | None = None
+) -> tuple[Device, ...]:
     """Return the devices in CSV text that has the columns of `device_schema.csv`.
 
-    Raises InputError with "path:line attribute" for what is missing, unknown, not positive or given twice.
+    They cite keys of `cited`, or of the catalogue's sources. Raises InputError with "path:line attribute" for what
+    is missing, unknown, not positive or given twice.
     """
     attributes = schema("device_schema.csv")
     found: list[Device] = []
     taken: dict[str, str] = {}
     for where, row in read(text, path, tuple(attribute.attribute for attribute in attributes)):
-        values: dict[str, Any] = {attribute.attribute: value(attribute, row, where) for attribute in attributes}
+        values: dict[str, Any] = {attribute.attribute: value(attribute, row, where, cited) for attribute in attributes}
         for name in (values["name"], *values["aliases"]):
             if name in taken:
                 raise InputError(f"{where} name", name, f"is taken by {taken[name]}")
             taken[name] = values["name"]
-        found.append(_device(values, where, offers.get(values["name"], ())))
+        found.append(_device(values, where, offers.get(values["name"], ()), sources() if cited is None else cited))
     return tuple(found)
 
 
@@ -145,7 +157,21 @@ def _by_name() -> Mapping[str, Device]:
     return {name: row for row in devices() for name in (row.name, *row.aliases)}
 
 
-def _device(values: Mapping[str, Any], where: str, offers: tuple[Price, ...]) -> Device:
+def _in_file(path: Path, name: str) -> Device:
+    """Return the one device of a file; its sources are the catalogue's and those of the file beside it."""
+    if not path.is_file():
+        raise InputError("device", name, "no such file", "give a name of the catalogue or a file that holds one row")
+    cited = dict(sources())
+    beside = path.with_suffix(SOURCES_SUFFIX)
+    if beside.is_file():
+        cited |= read_sources(read_text(beside, "device"), str(beside))
+    rows = read_devices(read_text(path, "device"), str(path), {}, cited)
+    if len(rows) != 1:
+        raise InputError("device", name, f"must hold one row: it has {len(rows)}", "which is meant is not known")
+    return replace(rows[0], path=name)
+
+
+def _device(values: Mapping[str, Any], where: str, offers: tuple[Price, ...], cited: Mapping[str, Source]) -> Device:
     flops = {name: values[name] for name in ARITHMETICS if values[name] is not None}
     if not flops:
         raise InputError(f"{where} {values['name']}", None, "needs a peak in one precision or more")
@@ -155,7 +181,7 @@ def _device(values: Mapping[str, Any], where: str, offers: tuple[Price, ...]) ->
         )
     usual = {purchase: offer for purchase in PURCHASES if (offer := typical(offers, purchase))}
     power = values["peak_power"] / 1000 * OWNED_PUE * OWNED_USD_PER_KWH
-    spec = [sources()[key] for key in values["spec_source"]]
+    spec = [cited[key] for key in values["spec_source"]]
     return Device(
         name=values["name"],
         title=values["title"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -86,18 +86,28 @@ def schema(name: str) -> tuple[Attribute, ...]:
 @cache
 def sources() -> dict[str, Source]:
     """Return every source that rows of the catalogue cite, by key."""
+    return read_sources(table("sources.csv"), "sources.csv")
+
+
+def read_sources(text: str, path: str) -> dict[str, Source]:
+    """Return the sources in CSV text, by key. Raises InputError for columns that are unknown or missing."""
     columns = tuple(Source.__dataclass_fields__)
-    return {row["key"]: Source(**row) for _, row in read(table("sources.csv"), "sources.csv", columns)}
+    return {row["key"]: Source(**row) for _, row in read(text, path, columns)}
 
 
-def value(attribute: Attribute, row: Row, where: str) -> object:
-    """Return what `row` holds for `attribute`, in SI units; None where it is empty and may be."""
+def value(attribute: Attribute, row: Row, where: str, cited: Mapping[str, Source] | None = None) -> object:
+    """Return what `row` holds for `attribute`, in SI units; None where it is empty and may be.
+
+    Keys of sources must be among `cited`, or those of the catalogue.
+    """
     text = row[attribute.attribute] or attribute.default
     path = f"{where} {attribute.attribute}"
     if not text:
         if attribute.status == "required":
             raise InputError(path, text, f"is required: {attribute.description}")
         return () if attribute.type in ("names", "tiers") else None
+    if attribute.type == "sources":
+        return _sources(text, sources() if cited is None else cited, path)
     return _READ[attribute.type](text, attribute.unit, path)
 
 
@@ -137,11 +147,11 @@ def _text(text: str, _: str, __: str) -> str:
     return text
 
 
-def _sources(text: str, _: str, path: str) -> tuple[str, ...]:
+def _sources(text: str, cited: Mapping[str, Source], path: str) -> tuple[str, ...]:
     keys = tuple(text.split())
     for key in keys:
-        if key not in sources():
-            raise unknown(path, key, sources(), "source")
+        if key not in cited:
+            raise unknown(path, key, cited, "source")
     return keys
 
 
@@ -153,5 +163,4 @@ _READ: dict[str, Callable[[str, str, str], object]] = {
     "quantity": parse,
     "count": _count,
     "tiers": _tiers,
-    "sources": _sources,
 }

@@ -10,6 +10,7 @@ import click
 
 from sonde import __version__
 from sonde.cli.bench import bench
+from sonde.cli.calibrate import calibrate
 from sonde.cli.plan import plan
 from sonde.cli.show import show
 from sonde.cli.simulate import simulate
@@ -28,7 +29,7 @@ def commands(debug: bool) -> None:
     del debug  # read by `main`, which handles the errors
 
 
-for verb in (plan, simulate, trace, show, validate, bench):
+for verb in (plan, simulate, trace, show, validate, calibrate, bench):
     commands.add_command(verb)
 
 

@@ -47,12 +47,13 @@ def dump(deployment: Deployment) -> str:
 def load_scenario(source: Scenario | str | Path | Mapping[str, Any]) -> Scenario:
     """Return the scenario in a YAML file, in YAML text (of more than one line), or in a mapping.
 
-    Quantities, objectives, and the names of model, devices and policies are checked too. A trace or a profile
-    file is looked for beside the scenario file first. Raises InputError as `load` does.
+    Quantities, objectives, and the names of model, devices and policies are checked too. A trace, a profile
+    or a device that is a file is looked for beside the scenario file first. Raises InputError as `load` does.
     """
     from sonde.deployment.check import check_scenario
 
     scenario, where = (source, _nowhere) if isinstance(source, Scenario) else _load(source, Scenario, "scenario")
+    scenario = _hardware_beside(scenario, source)
     try:
         _check_quantities(scenario)
         check_scenario(scenario)
@@ -121,6 +122,22 @@ def _beside(scenario: Scenario, source: object) -> Scenario:
         if name is not None and folder != Path() and (folder / name).is_file()
     }
     return scenario.model_copy(update={"workload": workload.model_copy(update=found)}) if found else scenario
+
+
+def _hardware_beside(scenario: Scenario, source: object) -> Scenario:
+    """Return the scenario with devices whose files lie beside the scenario file named from here."""
+    from sonde.catalogue.device_files import is_path
+
+    folder = Path(str(source)).parent if _is_file(source) else Path()
+    if folder == Path() or not any(is_path(kind.device) for kind in scenario.hardware):
+        return scenario
+    kinds = tuple(
+        kind.model_copy(update={"device": str(folder / kind.device)})
+        if is_path(kind.device) and (folder / kind.device).is_file()
+        else kind
+        for kind in scenario.hardware
+    )
+    return scenario.model_copy(update={"hardware": kinds})
 
 
 def _load(source: object, root: type[Tree], what: str) -> tuple[Tree, Where]:

@@ -161,7 +161,7 @@ def _replicas(model: Model, name: str, device: Device, search: SearchChoice) -> 
         yield Replica.model_validate(
             {
                 "model": name,
-                "device": device.name,
+                "device": device.reference,
                 "tensor_parallel": tensor,
                 "pipeline_parallel": pipeline,
                 "data_parallel": data,

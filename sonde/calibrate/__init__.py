@@ -1,0 +1,1 @@
+"""HOW THINGS ARE MEASURED: constants fitted to measurements, and the measurement of this machine."""

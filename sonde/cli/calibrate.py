@@ -1,0 +1,15 @@
+"""`sonde calibrate`: constants of the cost model from measurements, and the measurement of this machine."""
+
+from __future__ import annotations
+
+import click
+
+from sonde.cli.calibrate_machine import machine
+
+
+@click.group()
+def calibrate() -> None:
+    """Turn measurements into rows of the catalogue."""
+
+
+calibrate.add_command(machine)
