@@ -282,13 +282,66 @@ def test_equal_candidates_are_tried_once() -> None:
     assert (len(again.kept), again.merged) == (6, 6)
 
 
-def test_nodes_and_heads_limit_parallelism() -> None:
-    tree = question(search={"tensor_parallel": [3, 16, 1]}, hardware=[{"device": "l40s"}])
+def test_heads_limit_parallelism() -> None:
+    tree = question(search={"tensor_parallel": [3, 1]}, hardware=[{"device": "l40s"}])
     found = enumerate_candidates(model("llama-3.1-8b"), load_scenario(tree))
     reasons = {item.label: item for item in found.rejected}
     assert reasons["l40s tp3 bf16"].constraint == "parallelism"
-    assert "in a node" in reasons["l40s tp16 bf16"].reason
     assert all(item.replica.tensor_parallel == 1 for item in found.kept)
+
+
+def test_a_stage_leaves_its_node_only_where_that_is_asked_for() -> None:
+    tree = question(hardware=[{"device": "rtx-4090", "max": 64}], search={"weights": ["bf16"]})
+    found = enumerate_candidates(model("llama-3.1-8b"), load_scenario(tree))
+    most = device("rtx-4090").node_devices
+    assert most < 8
+    assert {c.replica.tensor_parallel for c in found.kept} == {n for n in (1, 2, 4, 8) if n <= most}
+    (left,) = [item for item in found.rejected if item.label.startswith("rtx-4090 tp8 bf16")][:1]
+    assert left.constraint == "node"
+    assert "search.tensor_parallel" in left.reason
+    asked = question(
+        hardware=[{"device": "h100-sxm", "max": 16}],
+        search={"tensor_parallel": [8, 16], "weights": ["bf16"], "kv_cache": ["bf16"], "token_budget": [2048]},
+    )
+    result = plan(asked, trace=chat(20))
+    inside, across = (next(p for p in result.plans if f" tp{n} " in p.label) for n in (8, 16))
+    assert across.summary["tpot_s"]["p50"] > inside.summary["tpot_s"]["p50"]  # type: ignore[index]
+    assert any("16 h100-sxm leave the node" in note for note in result.notes)
+    import sonde
+
+    again = sonde.simulate(across.deployment, result.requests)
+    assert np.array_equal(again.finish_s, across.outcome.finish_s)
+
+
+def test_pipelines_are_tried_where_no_node_holds_the_model() -> None:
+    tree = question(model="deepseek-v3", hardware=[{"device": "h100-sxm", "max": 64}], search={"max_batch": [64]})
+    found = enumerate_candidates(model("deepseek-v3"), load_scenario(tree))
+    assert found.piped == ("h100-sxm",)
+    assert {item.replica.pipeline_parallel for item in found.kept} <= {2, 4}
+    assert found.kept
+    fixed = load_scenario(tree | {"search": {"pipeline_parallel": [1]}})
+    assert enumerate_candidates(model("deepseek-v3"), fixed).kept == ()
+    small = load_scenario(question(hardware=[{"device": "h100-sxm", "max": 64}]))
+    kept = enumerate_candidates(model("llama-3.1-8b"), small)
+    assert {item.replica.pipeline_parallel for item in kept.kept} == {1}
+    assert kept.piped == ()
+
+
+def test_only_prices_of_one_kind_are_ranked() -> None:
+    tree = question(hardware=[{"device": "h100-sxm"}, {"device": "gb300", "max": 8}])
+    result = plan(tree, trace=chat(20))
+    assert {pool.replica.device for item in result.plans for pool in item.deployment.pools} == {"h100-sxm"}
+    (left,) = [item for item in result.rejected if item.constraint == "price"]
+    assert left.label == "gb300"
+    assert left.reason == "no on-demand price is known; give `price:` or `purchase: owned`"
+    for given in ({"purchase": "owned"}, {"price": "$5/h"}):
+        found = enumerate_candidates(
+            model("llama-3.1-8b"), load_scenario(question(hardware=[{"device": "gb300"} | given]))
+        )
+        assert found.kept
+        assert not [item for item in found.rejected if item.constraint == "price"]
+    alone = plan(question(hardware=[{"device": "gb300"}]), trace=chat(5))
+    assert "no on-demand price is known" in alone.best_failing
 
 
 def engine_of(**changes: Any) -> Any:

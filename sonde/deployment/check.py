@@ -36,8 +36,8 @@ def check(deployment: Deployment) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def check_scenario(scenario: Scenario) -> tuple[str, ...]:
-    """Return warnings, where the model, every device and every policy of a scenario is known."""
+def check_scenario(scenario: Scenario) -> None:
+    """Raise InputError where a model, a device, its price or a policy of a scenario is not known."""
     from sonde.catalogue.devices import device
     from sonde.catalogue.models import model
     from sonde.policies import batching, routing
@@ -48,11 +48,10 @@ def check_scenario(scenario: Scenario) -> tuple[str, ...]:
         _known_policy(name, batching.POLICIES, f"search.batching[{i}]")
     for i, name in enumerate(search.routing):
         _known_policy(name, routing.POLICIES, f"search.routing[{i}]")
-    divisors = tensor_parallels(found, max(search.tensor_parallel))
-    if not set(divisors) & set(search.tensor_parallel):
+    divisors = tensor_parallels(found, max(search.tensor_parallel or (1,)))
+    if search.tensor_parallel is not None and not set(divisors) & set(search.tensor_parallel):
         allowed = f"none divides the attention heads of {found.name}: {_some(divisors)} would"
         raise InputError("search.tensor_parallel", search.tensor_parallel, allowed, "there would be no candidate")
-    warnings: list[str] = []
     seen: dict[str, int] = {}
     for i, kind in enumerate(scenario.hardware):
         path = f"hardware[{i}].device"
@@ -62,9 +61,8 @@ def check_scenario(scenario: Scenario) -> tuple[str, ...]:
             raise InputError(
                 path, kind.device, f"is {row.name}, as hardware[{first}] is", "add up their `max` in one entry"
             )
-        if kind.price is None:
-            warnings += [f"hardware[{i}]: {warning}" for warning in _price(row, kind.purchase, f"hardware[{i}].price")]
-    return tuple(warnings)
+        if kind.price is None and not row.usd_per_hour:
+            raise _unknown_cost(row, f"hardware[{i}].price")
 
 
 def tensor_parallels(model: Model, most: int) -> list[int]:
@@ -131,13 +129,17 @@ def _check_precision(device: Device, replica: Replica, path: str) -> None:
 
 def _price(device: Device, purchase: str, path: str) -> Iterator[str]:
     if not device.usd_per_hour:
-        raise InputError(path, None, f"is needed: the catalogue has no price for {device.name}", "its cost is unknown")
+        raise _unknown_cost(device, path)
     if purchase not in device.usd_per_hour:
         dearest = max(device.usd_per_hour, key=lambda name: device.usd_per_hour[name])
         yield (
             f"{device.name} has no {purchase!r} price in the catalogue: "
             f"${device.usd_per_hour[dearest]:.2f}/h of {dearest!r} is used; give a price to compare like with like"
         )
+
+
+def _unknown_cost(device: Device, path: str) -> InputError:
+    return InputError(path, None, f"is needed: the catalogue has no price for {device.name}", "its cost is unknown")
 
 
 def _divides(model: Model, degree: int) -> bool:

@@ -49,10 +49,14 @@ class HardwareChoice(Choice):
 
 
 class SearchChoice(Choice):
-    """What the planner may vary; every list is tried in full. None: what the device can do."""
+    """What the planner may vary; every list is tried in full. None: what the device can do.
 
-    tensor_parallel: tuple[Several, ...] = Field(default=(1, 2, 4, 8), min_length=1)
-    pipeline_parallel: tuple[Several, ...] = Field(default=(1,), min_length=1)
+    Left open, a stage has 1, 2, 4 or 8 devices of one node, and there is one stage; 2 and 4 of them on a device
+    of which no node could hold the model.
+    """
+
+    tensor_parallel: tuple[Several, ...] | None = Field(default=None, min_length=1)
+    pipeline_parallel: tuple[Several, ...] | None = Field(default=None, min_length=1)
     weights: tuple[Precision, ...] | None = Field(default=None, min_length=1)
     kv_cache: tuple[Precision, ...] | None = Field(default=None, min_length=1)
     batching: tuple[Line, ...] = Field(default=("chunked",), min_length=1)

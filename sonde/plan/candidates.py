@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -23,10 +24,14 @@ _ACTIVATIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp
 #: policies that never look at the token budget: the largest one sets the memory that their steps may need
 _BUDGETLESS = ("static", "iteration")
 _PURCHASES = ("on-demand", "spot", "owned")
+#: devices that share every layer, where the scenario leaves that open: within a node
+_TENSOR = (1, 2, 4, 8)
+#: stages that are tried where the scenario leaves them open and nothing fits the devices of one
+_PIPELINE = (2, 4)
 
 
 class Hardware(NamedTuple):
-    """A kind of device that may be used: its row, how many, and dollars per device-hour."""
+    """A kind of device that may be used: its row, how many, and dollars per device-hour (NaN: not known)."""
 
     device: Device
     most: int
@@ -89,15 +94,19 @@ def price(fleet: Fleet) -> float:
 
 
 class Candidates(NamedTuple):
-    """What may be tried, what may not and why, and how many were left out for being equal to another."""
+    """What may be tried, what may not and why, and how many were left out for being equal to another.
+
+    `piped` names the devices on which nothing fits one stage, so that pipelines were tried unasked.
+    """
 
     kept: tuple[Candidate, ...]
     rejected: tuple[Rejection, ...]
     merged: int
+    piped: tuple[str, ...] = ()
 
 
 def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:
-    """Return the kinds of device, priced; one that nobody sells by the hour costs nothing by the hour.
+    """Return the kinds of device, priced as they are bought; NaN where that price is not known.
 
     Raises InputError where a device, a way to buy or a price cannot be read.
     """
@@ -112,47 +121,85 @@ def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:
             row = device(choice.device)
         except InputError as error:
             raise InputError(f"{path}.device", choice.device, error.allowed, error.consequence) from None
-        dollars = row.price(choice.purchase)
+        dollars = row.usd_per_hour.get(choice.purchase, math.nan)
         if choice.price is not None:
             dollars = parse(choice.price, "price", f"{path}.price", zero=True)
-        found.append(Hardware(row, choice.max, dollars or 0.0, choice.purchase, choice.price is not None))
+        found.append(Hardware(row, choice.max, dollars, choice.purchase, choice.price is not None))
     return tuple(found)
 
 
 def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
-    """Return every candidate of the scenario, each compiled once; equal engines are tried once."""
+    """Return every candidate of the scenario, each compiled once; equal engines are tried once.
+
+    A device whose price is not known as it is bought is left out: its dollars could not be ranked with others.
+    """
     kept: dict[tuple[object, ...], Candidate] = {}
-    rejected: dict[str, Rejection] = {}
-    merged = 0
+    rejected: list[Rejection] = []
+    merged, piped = 0, []
     for kind in hardware(scenario.hardware):
-        for replica in _replicas(model, scenario.model, kind.device, scenario.search):
-            most = kind.most // replica.devices
-            batchings = tuple(_batchings(scenario.search))
-            lightest = min(batchings, key=lambda item: (item.token_budget, item.max_batch))
-            refused = _refuse(model, kind, replica.model_copy(update={"batching": lightest}), most)
-            if refused is not None:
-                rejected[refused.label] = refused
+        if math.isnan(kind.usd_per_hour):
+            rejected.append(_unpriced(kind))
+            continue
+        some, refused = _of_kind(model, scenario, kind, scenario.search.pipeline_parallel or (1,))
+        full = any(item.constraint == "memory" for item in refused)
+        if scenario.search.pipeline_parallel is None and full and not some:
+            piped.append(kind.device.name)
+            some, more = _of_kind(model, scenario, kind, _PIPELINE)
+            refused += more
+        for candidate in some:
+            key = (*_identity(candidate.engine), candidate.routing, candidate.most)
+            merged += key in kept
+            kept.setdefault(key, candidate)
+        rejected += refused
+    return Candidates(
+        tuple(kept.values()), tuple({item.label: item for item in rejected}.values()), merged, tuple(piped)
+    )
+
+
+def _of_kind(
+    model: Model, scenario: Scenario, kind: Hardware, stages: tuple[int, ...]
+) -> tuple[list[Candidate], list[Rejection]]:
+    """Return what can be tried on one kind of device in so many stages, and why the rest cannot."""
+    search = scenario.search
+    batchings = tuple(_batchings(search))
+    lightest = min(batchings, key=lambda item: (item.token_budget, item.max_batch))
+    kept: list[Candidate] = []
+    rejected: list[Rejection] = []
+    for replica in _replicas(model, scenario.model, kind.device, search, stages):
+        most = kind.most // replica.devices
+        refused = _refuse(
+            model, kind, replica.model_copy(update={"batching": lightest}), most, search.tensor_parallel is not None
+        )
+        if refused is not None:
+            rejected.append(refused)
+            continue
+        for batching in batchings:
+            full = replica.model_copy(update={"batching": batching})
+            engine = _compile(model, kind, full)
+            if isinstance(engine, Rejection):
+                rejected.append(engine)
                 continue
-            for batching in batchings:
-                full = replica.model_copy(update={"batching": batching})
-                engine = _compile(model, kind, full)
-                if isinstance(engine, Rejection):
-                    rejected[engine.label] = engine
-                    continue
-                for routing in scenario.search.routing:
-                    text = _label(kind.device.name, full, routing if len(scenario.search.routing) > 1 else "")
-                    candidate = Candidate(kind, full, routing, engine, most, text)
-                    key = (*_identity(engine), routing, most)
-                    merged += key in kept
-                    kept.setdefault(key, candidate)
-    return Candidates(tuple(kept.values()), tuple(rejected.values()), merged)
+            for routing in search.routing:
+                text = _label(kind.device.name, full, routing if len(search.routing) > 1 else "")
+                kept.append(Candidate(kind, full, routing, engine, most, text))
+    return kept, rejected
 
 
-def _replicas(model: Model, name: str, device: Device, search: SearchChoice) -> Iterator[Replica]:
+def _unpriced(kind: Hardware) -> Rejection:
+    """Return why a device whose price is not known cannot be ranked by dollars."""
+    known = [name for name in _PURCHASES if name in kind.device.usd_per_hour and name != kind.purchase]
+    advice = " or ".join(["`price:`", *(f"`purchase: {name}`" for name in known)])
+    name = kind.device.name if kind.purchase == "on-demand" else f"{kind.device.name} ({kind.purchase})"
+    return Rejection(name, "price", f"no {kind.purchase} price is known; give {advice}")
+
+
+def _replicas(
+    model: Model, name: str, device: Device, search: SearchChoice, stages: tuple[int, ...]
+) -> Iterator[Replica]:
     """Yield replicas, batching aside: parallelism times precisions, the smallest first."""
     shapes = [
         (tensor, data, expert, pipeline)
-        for tensor, pipeline in product(search.tensor_parallel, search.pipeline_parallel)
+        for tensor, pipeline in product(search.tensor_parallel or _TENSOR, stages)
         for tensor, data, expert in _spread(model, tensor)
     ]
     for (tensor, data, expert, pipeline), (weights, cache) in product(
@@ -223,8 +270,11 @@ def _batchings(search: SearchChoice) -> Iterator[Batching]:
             yield Batching(policy=policy, token_budget=budget, max_batch=batch)
 
 
-def _refuse(model: Model, kind: Hardware, replica: Replica, most: int) -> Rejection | None:
-    """Return why no replica of this kind can be, whatever its batching; None where it can."""
+def _refuse(model: Model, kind: Hardware, replica: Replica, most: int, anywhere: bool) -> Rejection | None:
+    """Return why no replica of this kind can be, whatever its batching; None where it can.
+
+    A stage leaves the node only where its degree was asked for (`anywhere`).
+    """
     from sonde.cost.memory import fit
 
     name = _shape(kind.device.name, replica)
@@ -233,9 +283,12 @@ def _refuse(model: Model, kind: Hardware, replica: Replica, most: int) -> Reject
         return Rejection(
             name, "devices", f"one replica takes {replica.devices} devices, {kind.most} are allowed (hardware.max)"
         )
-    if ranks > kind.device.node_devices:
-        text = f"a stage of {ranks} devices against {kind.device.node_devices} in a node of {kind.device.name}"
-        return Rejection(name, "parallelism", text)
+    if ranks > kind.device.node_devices and not anywhere:
+        text = (
+            f"a stage of {ranks} devices leaves the node, which has {kind.device.node_devices} {kind.device.name}: "
+            "it is tried where search.tensor_parallel lists it"
+        )
+        return Rejection(name, "node", text)
     if any(forward.experts % replica.expert_parallel for forward in model.feedforwards):
         return Rejection(name, "parallelism", f"{replica.expert_parallel} ranks do not divide the experts evenly")
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sonde.catalogue.model import Model
 from sonde.deployment.scenario import Scenario, WorkloadChoice
 from sonde.metrics import Objective, Outcome
 from sonde.plan.candidates import Candidates, Fleet, enumerate_candidates
@@ -35,7 +36,6 @@ def plan(
     is returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
     """
     from sonde.catalogue.models import model as find
-    from sonde.deployment.check import check_scenario
     from sonde.deployment.load import load_scenario, objectives
 
     start = time.perf_counter()
@@ -66,7 +66,7 @@ def plan(
         elapsed_s=time.perf_counter() - start,
         interrupted=interrupted,
         best_failing="" if plans else _best_failing(sweep, candidates),
-        notes=(*asked.notes, *check_scenario(question), *_notes(candidates, len(sweep.found) - len(found))),
+        notes=(*asked.notes, *_notes(model, candidates, len(sweep.found) - len(found))),
     )
 
 
@@ -104,8 +104,20 @@ def _best_failing(sweep: Sweep, candidates: Candidates) -> str:
     return "nothing was tried"
 
 
-def _notes(candidates: Candidates, same: int) -> list[str]:
+def _notes(model: Model, candidates: Candidates, same: int) -> list[str]:
     notes = []
+    if candidates.piped:
+        notes.append(
+            f"No replica of {model.name} fits the devices of one node of {', '.join(candidates.piped)}: pipelines of 2 "
+            "and 4 stages were tried too (search.pipeline_parallel)."
+        )
+    far = sorted({
+        f"{item.replica.tensor_parallel * item.replica.data_parallel} {item.hardware.device.name}"
+        for item in candidates.kept
+        if item.replica.tensor_parallel * item.replica.data_parallel > item.hardware.device.node_devices
+    })  # fmt: skip
+    if far:
+        notes.append(f"Stages of {', '.join(far)} leave the node: every layer waits for the network between nodes.")
     if candidates.merged:
         notes.append(f"{candidates.merged:,} candidates equal another in every number and were not tried twice.")
     if same:
