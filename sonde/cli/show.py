@@ -33,7 +33,8 @@ def show(name: str | None, device: str | None, weights: str, tensor_parallel: in
     """Show what Sonde knows: all of it, one kind, or one row.
 
     NAME is models, devices, profiles or policies, or the name of one of them, or the path of a Hugging Face
-    config.json. A model is shown with its parameters, memory and FLOPs, and with --device on that device.
+    config.json or of a device row. A model is shown with its parameters, memory and FLOPs, and with --device on
+    that device.
     """
     if name is None or name in KINDS:
         if device is not None:
@@ -71,9 +72,12 @@ def listing(kind: str) -> list[Row]:
 def one(name: str) -> Row:
     """Return all that is known of one row. Raises InputError, with the nearest name, where there is none."""
     from sonde.catalogue.describe import describe_model
+    from sonde.catalogue.device_files import is_path
     from sonde.catalogue.devices import device, device_names
     from sonde.catalogue.models import model, model_names
 
+    if is_path(name):
+        return asdict(device(name))
     for find in (lambda: dict(describe_model(model(name))), lambda: asdict(device(name))):
         try:
             return find()
