@@ -29,32 +29,40 @@ class Twin:
         self.expert_form = "int4" if replica.weights == "int4" else computed
 
     def step(self, prompt: int, area: float, batch: int, read: float) -> float:
-        micro = math.ceil((prompt + batch) / self.pp)
         mine = math.ceil(batch / (self.pp * self.dp))
-        rows = math.ceil(micro / self.dp)
-        width = self.model.hidden * self.activation
         engine = self.reached.engine
         seconds = engine.step_s * self.pp + engine.layer_s * self.model.layers
-        seconds += self.elementwise(2 * rows * width)
+        if self.pp * self.dp == 1:
+            seconds += self.tokens(prompt + batch, prompt + batch)
+        else:  # a prompt passes one rank and every stage; only decodes are spread over them
+            seconds += self.tokens(prompt + batch, prompt + batch)
+            if batch:
+                micro = math.ceil(batch / self.pp)
+                seconds += self.tokens(micro, math.ceil(micro / self.dp)) - self.tokens(batch, batch)
+        seconds += self.head(max(mine, 1)) + engine.sequence_s * batch
+        for mixer in self.model.mixers:
+            for _ in range(mixer.layers):
+                seconds += self.pairs(mixer, area)
+                if batch:
+                    seconds += self.decoding(mixer, mine) + self.reads(mixer, read * mine / batch)
+        return seconds
+
+    def tokens(self, micro: int, rows: int) -> float:
+        width = self.model.hidden * self.activation
+        seconds = self.elementwise(2 * rows * width)
         if self.tp > 1:
             seconds += self.all_reduce(self.tp, rows * width)
         for mixer in self.model.mixers:
             for _ in range(mixer.layers):
-                seconds += self.attention(mixer, rows, batch)
+                seconds += self.attention(mixer, rows)
         for forward in self.model.feedforwards:
             for _ in range(forward.layers):
                 seconds += self.feedforward(forward, rows, micro)
         for _ in range(self.pp if self.pp > 1 else 0):
             seconds += self.transfer("collective", self.link(self.tp * self.dp * self.pp), 2, rows * width)
-        seconds += self.head(max(mine, 1)) + engine.token_s * micro + engine.sequence_s * batch
-        for mixer in self.model.mixers:
-            for _ in range(mixer.layers):
-                seconds += self.pairs(mixer, area / (self.pp * self.dp))
-                if batch:
-                    seconds += self.reads(mixer, read * mine / batch)
-        return seconds
+        return seconds + self.reached.engine.token_s * micro
 
-    def attention(self, mixer: Mixer, rows: int, batch: int) -> float:
+    def attention(self, mixer: Mixer, rows: int) -> float:
         heads = mixer.matrices
         seconds = self.products([m for m in heads if m.split == "column"], rows, mixer.kv_heads)
         seconds += self.products([m for m in heads if m.split == "row"], rows, 0)
@@ -62,16 +70,20 @@ class Twin:
         if self.tp > 1:
             seconds += self.all_reduce(self.tp, width)
         seconds += self.elementwise(4 * width)
-        repeated = max(1 / self.tp, 1 / mixer.kv_heads)
-        seconds += self.elementwise(2 * rows * mixer.cache_elements * repeated * self.kv)
+        seconds += self.elementwise(2 * rows * mixer.cache_elements * self.repeated(mixer) * self.kv)
+        return seconds + self.reached.of("attention-prefill").overhead_s + rows * self.prompt_token(mixer)
+
+    def repeated(self, mixer: Mixer) -> float:
+        return max(1 / self.tp, 1 / mixer.kv_heads)
+
+    def prompt_token(self, mixer: Mixer) -> float:
+        moved = mixer.prefill_flops / self.tp + mixer.cache_elements * self.repeated(mixer) * self.kv
+        return self.moving(self.reached.of("attention-prefill"), moved)
+
+    def decoding(self, mixer: Mixer, mine: int) -> float:
         prompts, decode = self.reached.of("attention-prefill"), self.decode()
-        token = self.moving(prompts, mixer.prefill_flops / self.tp + mixer.cache_elements * repeated * self.kv)
-        seconds += prompts.overhead_s + rows * token
-        if batch:
-            mine = math.ceil(batch / (self.pp * self.dp))
-            seconds += max(decode.overhead_s - prompts.overhead_s, 0.0)
-            seconds += mine * max(self.reads(mixer, decode.tile_tokens) - token, 0.0)
-        return seconds
+        one = max(self.reads(mixer, decode.tile_tokens) - self.prompt_token(mixer), 0.0)
+        return max(decode.overhead_s - prompts.overhead_s, 0.0) + mine * one
 
     def decode(self) -> OperatorEfficiency:
         return self.reached.of("attention-decode/fp8" if self.kv < 2 else "attention-decode/bf16")

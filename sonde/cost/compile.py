@@ -79,11 +79,16 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     last = min(MOST_TOKENS, max(LEAST_TOKENS, part.replica.batching.token_budget, most))
     micro = np.arange(-(-last // stages) + 1, dtype=np.float64)
     linear = [_spread(values, last, stages) for values in _total(part, token_operators(part, micro), len(micro))]
+    spread = linear[0]
+    if part.lanes > 1:  # a prompt is on one rank and passes every stage; only decodes are spread
+        whole = np.arange(last + 1, dtype=np.float64)
+        linear[0] = _spread(_total(part, token_operators(part, whole, lone=True), last + 1)[0], last, 1)
 
     batch = np.arange(most + 1, dtype=np.float64)
     mine = np.ceil(batch / part.lanes)
     decode = [a + b for a, b in zip(_total(part, batch_operators(part, mine, batch), most + 1), _head(part, mine),
                                     strict=True)]  # fmt: skip
+    decode[0] += spread[: most + 1] - linear[0][: most + 1]
     for table in decode:
         table[0] = 0.0
 
@@ -105,7 +110,7 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     everywhere = float(part.replica.devices)
     tensor = float(part.tensor)
     return (
-        coefficients(0, 1.0, 1.0 / part.lanes, share),
+        coefficients(0, 1.0, 1.0, share),
         coefficients(1, everywhere, tensor, np.where(batch > 0, tensor, 0.0)),
     )
 

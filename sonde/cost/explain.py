@@ -52,14 +52,10 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     if prompt < 0 or batch < 0 or prompt + batch < 1:
         raise InputError("explain", (prompt, batch), "needs a prompt or a batch of at least 1 token")
     replica = part.replica
-    stages = replica.pipeline_parallel
-    tokens = np.array([-(-(prompt + batch) // stages)], dtype=np.float64)
     mine = -(-batch // part.lanes)
     everywhere = float(replica.devices)
 
-    rows = [
-        _row(part, operator, 1.0, everywhere) for operator in token_operators(part, tokens) if not _is_head(operator)
-    ]
+    rows = _token_rows(part, prompt + batch, batch)
     rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, np.array([max(mine, 1.0)]))]
     window = table_window(part)
     for windowed, pairs, read in (
@@ -68,8 +64,7 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     ):
         if prompt:
             rows += [
-                _row(part, operator, pairs / part.lanes, pairs * part.tensor)
-                for operator in pair_operators(part, windowed=windowed)
+                _row(part, operator, pairs, pairs * part.tensor) for operator in pair_operators(part, windowed=windowed)
             ]
         if batch:
             rows += [
@@ -80,6 +75,31 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
         decoding = batch_operators(part, np.array([float(mine)]), np.array([float(batch)]))
         rows += [_row(part, operator, 1.0, everywhere) for operator in decoding]
     return rows + [_row(part, operator, 1.0, 0.0) for operator in engine_operators(part)]
+
+
+def _token_rows(part: Shard, tokens: int, batch: int) -> list[Row]:
+    """Return the rows of what follows tokens: prompts pass one rank and every stage, decodes are spread over them."""
+    stages, everywhere = part.replica.pipeline_parallel, float(part.replica.devices)
+
+    def rows(count: int, *, lone: bool) -> list[Row]:
+        micro = np.array([float(count if lone else -(-count // stages))])
+        return [
+            _row(part, operator, 1.0, everywhere)
+            for operator in token_operators(part, micro, lone=lone)
+            if not _is_head(operator)
+        ]
+
+    shared = rows(tokens, lone=False)
+    if part.lanes == 1:
+        return shared
+    seconds = np.array([row.seconds for row in rows(tokens, lone=True)])
+    if batch:
+        seconds += [row.seconds for row in rows(batch, lone=False)]
+        seconds -= [row.seconds for row in rows(batch, lone=True)]
+    return [
+        row._replace(seconds=float(taken), joules=row.joules + (taken - row.seconds) * running_w(part) * everywhere)
+        for row, taken in zip(shared, seconds, strict=True)
+    ]
 
 
 def _pairs(prompt: int, window: int) -> float:

@@ -94,7 +94,7 @@ def activation_bytes(part: Shard) -> float:
     sequence in 32 bits, twice (before and after the sampler's scaling).
     """
     model, replica = part.model, part.replica
-    rows = math.ceil(replica.batching.token_budget / part.lanes)
+    rows = replica.batching.token_budget  # a prompt is on one rank and passes every stage
     widest = 0.0
     for forward in model.feedforwards:
         inner = sum(m.outputs * held(part, m) for m in forward.matrices if m.split != "row")

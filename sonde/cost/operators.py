@@ -19,13 +19,14 @@ from sonde.cost.shard import Kernel, Shard, kernels
 NORM_TRAFFIC = 4.0
 
 
-def token_operators(shard: Shard, tokens: Floats) -> list[Operator]:
+def token_operators(shard: Shard, tokens: Floats, *, lone: bool = False) -> list[Operator]:
     """Return the operators whose cost follows the tokens of one microbatch (prompt and decoded alike).
 
-    An attention rank takes ⌈tokens/data_parallel⌉ of them; one row of the head is included.
+    An attention rank takes ⌈tokens/data_parallel⌉ of them, or all of them where they are those of a `lone` prompt;
+    one row of the head is included.
     """
     model, replica = shard.model, shard.replica
-    rows = np.ceil(tokens / replica.data_parallel)
+    rows = tokens if lone else np.ceil(tokens / replica.data_parallel)
     hidden = rows * model.hidden * shard.activation_bytes
     found = [Operator("embedding", "elementwise", 1, bytes=2 * hidden)]
     for mixer in model.mixers:
