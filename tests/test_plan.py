@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan import plan
 from sonde.plan.candidates import enumerate_candidates, precisions
 from sonde.plan.demand import demand
-from sonde.plan.explain import explain
+from sonde.plan.explain import explain, prefill_per_s
 from sonde.plan.prune import impossible
 from sonde.plan.result import PlanResult
 from sonde.plan.work import allowed_misses
@@ -387,6 +388,26 @@ def test_a_batch_limit_and_full_memory_are_named() -> None:
     proof = impossible(tiny, trace, goals)
     assert proof is not None
     assert proof.constraint == "kv-memory"
+
+
+def test_prompts_that_are_long_even_alone_are_named_before_anything_else() -> None:
+    long = np.where(np.arange(300) % 5 == 0, 30_000, 100)
+    trace = requests(np.arange(300) * 0.9, long, np.full(300, 20))
+    kind, text = told(trace, (Objective("ttft", 0.99, 0.8),), engine_of(max_batch=[256]))
+    assert kind == "ttft"
+    assert re.search(r"long prompts \(half of those over 30,000 tokens, [\d.]+ m?s on an idle replica\)", text)
+
+
+def test_more_prompts_than_can_be_prefilled_are_counted() -> None:
+    engine = engine_of(max_batch=[256])
+    most = prefill_per_s(engine)
+    trace = requests(np.arange(900) * 1000 / (1.2 * most), np.full(900, 1000), np.full(900, 4))
+    kind, text = told(trace, (Objective("ttft", 0.5, 0.5),), engine)
+    assert kind == "ttft"
+    assert f"of {most:,.0f} that the replicas can prefill" in text
+    asked = float(text.split("(")[1].split()[0].replace(",", ""))
+    assert asked == pytest.approx(1.2 * most, rel=0.02)
+    assert "busy" not in text
 
 
 def test_large_chunks_are_named_where_tpot_fails() -> None:

@@ -10,12 +10,15 @@ from numpy.typing import NDArray
 
 from sonde.cost.table import Engine
 from sonde.metrics import Objective, Outcome
+from sonde.plan.rates import alone, step_floor
+from sonde.plan.work import work
 from sonde.units import show
 
 Bools = NDArray[np.bool_]
 _BURST = 1.25  # times the mean from which a rate is called a burst
 _FULL = 0.9  # share from which memory or a batch is called full
-_BUSY = 0.95  # share of time from which replicas are called busy
+_LONG = 0.5  # share of the limit that a request takes on an idle replica, from which its length is the cause
+_BEHIND = 0.7  # share of what replicas can prefill from which prompts are called too many
 
 
 class Failure(NamedTuple):
@@ -43,7 +46,8 @@ def holds(outcome: Outcome, objectives: Sequence[Objective]) -> bool:
 def explain(outcome: Outcome, objectives: Sequence[Objective], engine: Engine) -> Failure | None:
     """Return the objective that a complete run misses by most, and why; None where it holds.
 
-    The cause is what was high while the misses cluster: memory, the batch, prompts, arrivals, or all of it.
+    The cause is what was high while the misses cluster: memory, the batch, the lengths of those that miss, prompts
+    or arrivals. How busy replicas are is no cause: an engine with one request is busy all the time.
     """
     worst: tuple[float, float, Objective] | None = None
     for item in objectives:
@@ -63,6 +67,13 @@ def explain(outcome: Outcome, objectives: Sequence[Objective], engine: Engine) -
     when = _cluster(outcome, missed)
     kind, cause = _cause(outcome, item, missed, when, engine)
     return Failure(kind, f"{head}{cause} {when.text}", ratio)
+
+
+def prefill_per_s(engine: Engine) -> float:
+    """Return the prompt tokens per second that one replica takes at most, in steps that hold nothing else."""
+    floor = step_floor(engine)
+    tokens = np.arange(1, len(floor.tokens), dtype=np.float64)
+    return 1 / max(min(float((floor.tokens[1:] / tokens).min()), floor.slope), 1e-12)
 
 
 def _missed(outcome: Outcome, item: Objective) -> Bools:
@@ -106,7 +117,7 @@ class _Load(NamedTuple):
     prompt_mean: float
     arrival_rate: float
     arrival_mean: float
-    busy: float
+    prefill: float  # tokens per second that all replicas can take
     memory: float
     batch: float
     waiting: float
@@ -133,7 +144,7 @@ def _load(outcome: Outcome, when: _When, engine: Engine) -> _Load:
         prompt_mean,
         arrivals,
         arrival_mean,
-        float(line.busy_s[rows].mean()) / max(line.width_s * replicas, 1e-12),
+        replicas * prefill_per_s(engine),
         float(line.kv_bytes[rows].max()) / max(capacity, 1.0),
         float(line.running[rows].max()) / (engine.max_batch * replicas),
         float(line.waiting[rows].max()),
@@ -152,19 +163,41 @@ def _cause(outcome: Outcome, item: Objective, missed: Bools, when: _When, engine
     if load.batch >= _FULL and item.metric in ("ttft", "e2e"):
         return "batch", f"the batch limit of {engine.max_batch} is reached"
     kind = item.metric
+    if text := _alone(outcome, item, missed & inside, engine):
+        return kind, text
     if not when.most and load.prompts >= max(_BURST, load.arrivals * 0.9):
         rates = f"{load.prompt_rate:,.0f} tokens/s against {load.prompt_mean:,.0f} on average"
         return kind, f"prompt bursts ({rates})"
     if not when.most and load.arrivals >= _BURST:
         return kind, f"bursts of requests ({load.arrival_rate:.3g}/s against {load.arrival_mean:.3g}/s on average)"
-    if load.busy >= _BUSY and item.metric in ("ttft", "e2e") and load.waiting > 0:
-        return kind, "every replica is busy"
+    if load.prompt_rate >= _BEHIND * load.prefill and item.metric in ("ttft", "e2e"):
+        rates = f"{load.prompt_rate:,.0f} prompt tokens/s, of {load.prefill:,.0f} that the replicas can prefill"
+        return kind, f"prompts take the replicas' time ({rates})"
     return kind, _shape(outcome, item, missed, load, engine)
+
+
+def _alone(outcome: Outcome, item: Objective, missed: Bools, engine: Engine) -> str:
+    """Return in words that the requests that miss are too long, where an idle replica is half the limit on them."""
+    if item.metric not in ("ttft", "e2e") or not missed.any():
+        return ""
+    demand = work(outcome.requests, engine.table.window)
+    first, gap = alone(step_floor(engine), demand)
+    least = float(np.median((first if item.metric == "ttft" else first + gap * demand.decode)[missed]))
+    if least < _LONG * item.limit_s:
+        return ""
+    column, name = _lengths(outcome, item)
+    tokens = float(np.median(column[missed]))
+    return f"long {name} (half of those over {tokens:,.0f} tokens, {show(least, 'time')} on an idle replica)"
+
+
+def _lengths(outcome: Outcome, item: Objective) -> tuple[NDArray[np.int32], str]:
+    """Return the lengths that a metric depends on, and what they are of."""
+    requests = outcome.requests
+    return (requests.prompt_tokens, "prompts") if item.metric == "ttft" else (requests.output_tokens, "outputs")
 
 
 def _shape(outcome: Outcome, item: Objective, missed: Bools, load: _Load, engine: Engine) -> str:
     """Return what sets the requests that miss apart from the others, where load alone does not explain it."""
-    requests = outcome.requests
     if item.metric in ("tpot", "itl"):
         if load.batch >= _FULL:
             return f"batches of {engine.max_batch} sequences are that slow"
@@ -173,7 +206,7 @@ def _shape(outcome: Outcome, item: Objective, missed: Bools, load: _Load, engine
         if engine.batching == "prefill-first":
             return "prompts stop the decodes"
         return "prompts and large batches stretch the steps"
-    column, name = (requests.prompt_tokens, "prompts") if item.metric == "ttft" else (requests.output_tokens, "outputs")
+    column, name = _lengths(outcome, item)
     theirs, all_of_them = float(np.median(column[missed])), float(np.median(column))
     if theirs > 1.5 * all_of_them:
         return f"long {name} (half of those over {theirs:,.0f} tokens, of all over {all_of_them:,.0f})"

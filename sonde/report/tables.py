@@ -91,7 +91,7 @@ def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
     columns += [
         Column("$/M tokens", [text.usd(text.figure(plan.summary, "usd_per_million_tokens")) for plan in plans], 4),
         Column("J/token", [text.joules(text.figure(plan.summary, "joules_per_token")) for plan in plans], 5),
-        Column("busy", [text.percent(text.figure(plan.summary, "utilisation")) for plan in plans], 6),
+        Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 6),
     ]
     return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans)), strong=0)
 
@@ -178,7 +178,7 @@ def _facts(outcome: Outcome, summary: Mapping[str, object], judged: bool) -> Ren
     million = text.usd(number["usd_per_million_tokens"])
     rows = [
         ("throughput", f"{show(number['tokens_per_s'], 'rate')} output tokens"),
-        ("busy", text.percent(number["utilisation"])),
+        ("running", f"{text.running(outcome):.3g} sequences a replica, on average"),
         ("peak KV memory", text.percent(number["peak_kv"])),
         ("preemptions", text.whole(number["preemptions"])),
         ("refused", text.whole(number["refused"])),

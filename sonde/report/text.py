@@ -113,6 +113,12 @@ def objective_value(objective: Objective, outcome: Outcome, summary: Mapping[str
     return outcome.quantile(objective.metric, objective.quantile)
 
 
+def running(outcome: Outcome) -> float:
+    """Return the mean number of sequences in the batch of a replica."""
+    line = outcome.timeline
+    return float(line.running.mean()) / max(len(outcome.steps), 1) if len(line.running) else 0.0
+
+
 def bars(objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str, object]) -> list[Bar]:
     """Return every objective with what the run reached."""
     return [Bar(objective, objective_value(objective, outcome, summary)) for objective in objectives]

@@ -108,7 +108,7 @@ def plan_tiles(plan: Plan, saving: float) -> list[tuple[str, str, str]]:
         ("Left to save", text.percent(saving), "at most, before the bound"),
         ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
         ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
-        ("Devices", text.whole(plan.devices), f"busy {text.percent(text.figure(summary, 'utilisation'))} of the time"),
+        ("Devices", text.whole(plan.devices), f"KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
         ("In time", text.percent(text.figure(summary, "attainment")), "of requests, every limit kept"),
     ]
 
@@ -121,8 +121,8 @@ def outcome_tiles(outcome: Outcome, summary: Mapping[str, object], judged: bool)
         ("Throughput", show(text.figure(summary, "tokens_per_s"), "rate"), "output tokens"),
         ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
         ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
-        ("Busy", text.percent(text.figure(summary, "utilisation")),
-         f"KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
+        ("Running", f"{text.running(outcome):.3g}",
+         f"sequences a replica on average, KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
         ("In time" if judged else "Finished", share, "of requests" + (", every limit kept" if judged else "")),
     ]  # fmt: skip
 
@@ -136,7 +136,7 @@ def table_view(result: PlanResult) -> View:
     for plan in result.plans[:ROWS]:
         cost, energy = (text.figure(plan.summary, key) for key in ("usd_per_million_tokens", "joules_per_token"))
         times = [text.objective_value(objective, plan.outcome, plan.summary) for objective in limits]
-        use = text.figure(plan.summary, "utilisation")
+        use = text.figure(plan.summary, "peak_kv")
         above = plan.usd_per_hour / result.bound_usd_per_hour if result.bound_usd_per_hour > 0 else float("nan")
         rows.append({
             "rank": plan.rank, "label": plan.label, "frontier": plan.frontier,
@@ -148,7 +148,7 @@ def table_view(result: PlanResult) -> View:
         })  # fmt: skip
     return {
         "heads": ["Cost", "×\u00a0bound", "Devices", *(objective.label for objective in limits), "Per M tokens",
-                  "Per token", "Busy"],
+                  "Per token", "Peak KV"],
         "rows": rows, "first": FIRST_ROWS, "left_out": len(result.plans) - len(rows),
         "bound": show(result.bound_usd_per_hour, "price"),
     }  # fmt: skip
