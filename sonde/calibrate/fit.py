@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.calibrate.forms import CONSTANTS, constants_of, curve_of, predicted
-from sonde.calibrate.measurements import operator_points
+from sonde.calibrate.forms import CONSTANTS, constant, constants_of, curve_of, predicted
+from sonde.calibrate.measurements import from_memory, operator_points
 from sonde.calibrate.points import Floats, Points, joined
+from sonde.calibrate.profiles import profile_points
 from sonde.catalogue.curves import COLUMNS, FORMATS, OperatorEfficiency, family
+from sonde.catalogue.devices import device
 from sonde.errors import InputError
 
 #: residual (natural logarithm) beyond which a point counts linearly and not squared
@@ -75,17 +78,29 @@ def fit_operators(folder: str | Path, *, operators: tuple[str, ...] = ()) -> lis
         raise InputError("folder", str(folder), "holds no operator measurements of these classes")
     rows: list[Row] = []
     for key in sorted(groups, key=_order):
-        rows += list(_fit_class(groups[key]))
+        rows += list(fit_class(groups[key]))
     return rows
 
 
 def grouped(folder: str | Path, operators: tuple[str, ...] = ()) -> dict[tuple[str, str], list[Points]]:
     """Return all measurements below `folder` by (class of operators, format), one `Points` per device and engine."""
-    found: dict[tuple[str, str], list[Points]] = defaultdict(list)
-    for points in operator_points(Path(folder)):
+    found: dict[tuple[str, str], dict[tuple[str, str], list[Points]]] = defaultdict(lambda: defaultdict(list))
+    for points in _every(Path(folder)):
         if not operators or points.operator in operators:
-            found[points.operator, points.format].append(points)
-    return dict(found)
+            found[points.operator, points.format][points.device, points.engine].append(points)
+    return {key: [_one(parts[own]) for own in sorted(parts)] for key, parts in found.items()}
+
+
+def _every(folder: Path) -> Iterator[Points]:
+    if (folder / "operators").is_dir():
+        yield from operator_points(folder / "operators")
+    for points in profile_points(folder / "open_loop"):
+        yield from_memory(points, device(points.device))
+
+
+def _one(parts: list[Points]) -> Points:
+    first = parts[0]
+    return replace(joined(parts), device=first.device, engine=first.engine) if len(parts) > 1 else first
 
 
 def _order(key: tuple[str, str]) -> tuple[int, int]:
@@ -94,19 +109,22 @@ def _order(key: tuple[str, str]) -> tuple[int, int]:
     return list(CLASSES).index(key[0]), list(FORMATS).index(key[1]) if key[1] else -1
 
 
-def _fit_class(groups: list[Points]) -> Iterator[Row]:
-    """Yield the rows of one class and format: of all devices, of families, and of what differs within them."""
+def fit_class(groups: list[Points], wanted: str = "") -> Iterator[Row]:
+    """Yield the rows of one class and format: of all devices, of families, and of what differs within them.
+
+    `wanted` asks for the rows that speak of one device alone.
+    """
     kin: dict[str, list[Points]] = defaultdict(list)
     for group in groups:
         kin[family(group.device) or group.device].append(group)
     usual = [group for name in sorted(kin) for group in _usual(kin[name])]
     everywhere = joined([group.thinned(FEW) for group in usual])
     names = constants_of(everywhere.operator, everywhere.format)
-    start = {name: CONSTANTS[name].start for name in names}
-    root = fitted(everywhere, start, spread=4.0)
+    root = fitted(everywhere, {name: CONSTANTS[name].start for name in names}, spread=4.0)
     yield _row(everywhere, "", "", root)
     for name in sorted(kin):
-        yield from _fit_family(name, kin[name], root)
+        if wanted in ("", name) or family(wanted) == name:
+            yield from _fit_family(name, kin[name], root)
 
 
 def _fit_family(name: str, groups: list[Points], root: dict[str, float]) -> Iterator[Row]:
@@ -136,10 +154,11 @@ def _usual(groups: list[Points]) -> list[Points]:
     if len(engines) < 2:
         return groups
     every = joined([group.thinned(FEW) for group in groups])
-    start = {name: CONSTANTS[name].start for name in constants_of(every.operator, every.format)}
+    names = constants_of(every.operator, every.format)
+    begin = {name: CONSTANTS[name].start for name in names}
     spent = {}
     for engine in engines:
-        own = fitted(joined([group.thinned(FEW) for group in groups if group.engine == engine]), start, spread=4.0)
+        own = fitted(joined([group.thinned(FEW) for group in groups if group.engine == engine]), begin, spread=4.0)
         spent[engine] = np.log(predicted(every, curve_of(every.operator, own)))
     best = np.min(list(spent.values()), axis=0)
     slow = {engine for engine in engines if np.median(spent[engine] - best) > np.log(SLOW)}
@@ -173,7 +192,7 @@ def fitted(points: Points, prior: dict[str, float], *, spread: float = SPREAD) -
     from scipy.optimize import least_squares
 
     names = tuple(prior)
-    kinds = [CONSTANTS[name] for name in names]
+    kinds = [constant(points.operator, name) for name in names]
     centre = np.array([np.log(prior[n]) if k.logarithm else prior[n] for n, k in zip(names, kinds, strict=True)])
     bounds = [[np.log(b) if k.logarithm else b for b in (k.low, k.high)] for k in kinds]
     low, high = np.array(bounds).T
@@ -192,7 +211,7 @@ def fitted(points: Points, prior: dict[str, float], *, spread: float = SPREAD) -
     return values(found.x)
 
 
-def _row(points: Points, device: str, engine: str, values: dict[str, float]) -> Row:
+def _row(points: Points, place: str, engine: str, values: dict[str, float]) -> Row:
     rounded = {name: float(f"{value:.4g}") for name, value in values.items()}
     median = float(np.median(np.abs(errors(points, curve_of(points.operator, rounded)))))
-    return Row(points.operator, points.format, device, engine, rounded, len(points), median)
+    return Row(points.operator, points.format, place, engine, rounded, len(points), median)

@@ -78,6 +78,12 @@ def constants_of(operator: str, form: str) -> tuple[str, ...]:
     return (*names, "row_s", "cast") if operator in ("gemm", "bmm") and form in NARROW else names
 
 
+def constant(operator: str, name: str) -> Constant:
+    """Return how a constant of a class is fitted: what only moves numbers finds them in caches, faster than memory."""
+    found = CONSTANTS[name]
+    return found._replace(high=8.0) if (operator, name) == ("elementwise", "memory") else found
+
+
 def curve_of(operator: str, values: dict[str, float]) -> OperatorEfficiency:
     """Return the curve of a class of operators with these constants, the others neutral."""
     fixed = {"overhead_s": 0.0, "blend": FORMS[operator][1]}

@@ -66,7 +66,8 @@ CACHE_READERS = {name for name in CLASSES if name.endswith("-decode")} | {"bmm"}
 COLLECTIVES = ("collective", "all-gather", "all-to-all")
 
 #: families whose matrix products were measured out of that cache too
-WARM_PRODUCTS = ("ada", "blackwell-rtx")
+PRODUCTS = ("gemm", "experts")
+WARM_FAMILIES = ("ada", "blackwell-rtx")
 
 
 def operator_points(folder: Path) -> Iterator[Points]:
@@ -87,16 +88,22 @@ def operator_points(folder: Path) -> Iterator[Points]:
                 continue
             engine = path.parts[-3]
             for found in read(polars.read_parquet(path), on, "" if engine == "nccl" else engine):
-                kept = found if found.operator in COLLECTIVES else found.where(_from_memory(found, on))
+                kept = from_memory(found, on)
                 if len(kept):
                     yield kept
 
 
-def _from_memory(found: Points, on: Device) -> NDArray[np.bool_]:
-    """Return which points were read from memory, or wait for nothing but the kernel's start."""
+def from_memory(found: Points, on: Device) -> Points:
+    """Return the points that were read from memory, or wait for nothing but the kernel's start."""
+    if found.operator in COLLECTIVES or found.operator == "elementwise":  # what is read was written just before
+        return found
+    return found.where(_cold(found, on))
+
+
+def _cold(found: Points, on: Device) -> NDArray[np.bool_]:
     kept = found.moved <= found.seconds
     of = family(on.name)
-    if found.operator in CACHE_READERS or of in WARM_PRODUCTS:
+    if found.operator in CACHE_READERS or (of in WARM_FAMILIES and found.operator in PRODUCTS):
         size = found.moved * on.memory[0].bandwidth
         kept &= (size < 2.0**21) | (size > CACHED.get(of, 2.0**26))
     return kept

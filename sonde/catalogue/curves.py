@@ -61,7 +61,8 @@ class OperatorEfficiency:
     """What a class of operators reaches, as a curve over its size.
 
     compute       share of peak compute that a large operator reaches
-    memory        share of peak bandwidth (of collectives: of the link's, between two ranks)
+    memory        share of peak bandwidth (of collectives: of the link's, between two ranks); above one where numbers
+                  come from a cache
     overhead_s    time of one kernel, whatever its size
     half_rows     rows (tokens) at which a product reaches half of `compute`; 0: at any number of rows
     half_outputs  the same in numbers written (rows times columns): fewer do not fill the device
@@ -94,7 +95,7 @@ class OperatorEfficiency:
 #: constant -> lowest and highest value that make sense
 RANGES: dict[str, tuple[float, float]] = {
     "compute": (1e-3, 1.0),
-    "memory": (1e-3, 1.0),
+    "memory": (1e-3, 8.0),
     "overhead_s": (0.0, 1.0),
     "half_rows": (0.0, 1e4),
     "half_outputs": (0.0, 1e8),

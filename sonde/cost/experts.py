@@ -11,7 +11,6 @@ from sonde.cost.collectives import all_reduce, all_to_all
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 
-
 #: bytes moved for every number of a token's hidden and inner state to deal it out to its experts and to gather it:
 #: three in 16 bits, read or written
 NUMBERS_MOVED = 6.0

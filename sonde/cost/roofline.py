@@ -1,7 +1,8 @@
 """An operator and what it takes: the roofline, in seconds and joules, vectorised over a grid of steps.
 
 seconds = layers · (narrow · blend(flops·(1 + half_rows/rows + half_outputs/(rows·columns))/(peak·compute),
-                                   bytes/(bandwidth·memory)) + overhead + rows·row_s + cast/(bandwidth·cast_share)) + link + host
+                                   bytes/(bandwidth·memory))
+                          + overhead + rows·row_s + cast/(bandwidth·cast_share)) + link + host
 
 with narrow = 1 + half_columns/columns and the constants of the operator's curve (`sonde.catalogue.curves`).
 """
