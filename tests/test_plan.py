@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
@@ -24,6 +26,7 @@ from sonde.plan.prune import impossible
 from sonde.plan.result import PlanResult
 from sonde.plan.work import allowed_misses
 from sonde.sim.engine import run
+from sonde.workload.context import within
 from sonde.workload.requests import Requests, requests
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data" / "traces"
@@ -196,6 +199,59 @@ def test_prompts_beyond_the_context_are_named() -> None:
         plan(question(), trace=trace)
 
 
+def test_long_prompts_are_clipped_or_dropped_where_that_is_asked_for() -> None:
+    trace = requests([0.0, 1.0, 2.0], [10, 200_000, 131_000], [5, 50, 1000])
+    free = {"search": {"tensor_parallel": [1], "max_batch": [64]}, "objectives": {"ttft": "1 h"}}
+    clip, drop = (
+        plan(question(workload={"profile": "azure-conv-2023", "long_prompts": how}, **free), trace=trace)
+        for how in ("clip", "drop")
+    )
+    assert clip.requests.prompt_tokens.tolist() == [10, 131_072 - 50, 131_000]
+    assert clip.requests.output_tokens.tolist() == [5, 50, 72]
+    assert drop.requests.prompt_tokens.tolist() == [10, 131_000]
+    assert "1 of 3 prompts are clipped" in clip.notes[0]
+    assert "1 of 3 outputs end where" in clip.notes[1]
+    assert "1 of 3 requests are left out" in drop.notes[0]
+    assert drop.plans
+
+
+def test_a_prompt_beyond_the_context_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n0,10,5\n\n1,200000,5\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"long\.csv:4 prompt_tokens = 200000.*long_prompts: clip"):
+        plan(question(workload={"trace": str(path)}))
+    lines = ['{"timestamp": 0, "input_length": 9, "output_length": 1}']
+    lines += ['{"timestamp": 1, "input_length": 900000, "output_length": 1}']
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(InputError, match=r"long\.csv:2 input_length = 900000"):
+        plan(question(workload={"trace": str(path)}))
+
+
+@given(st.integers(0, 10_000), st.sampled_from(["clip", "drop"]))
+def test_what_is_within_the_context_fits_it(seed: int, how: Literal["clip", "drop"]) -> None:
+    rng = np.random.default_rng(seed)
+    n, block = int(rng.integers(1, 8)), 4
+    trace = requests(np.arange(n), rng.integers(1, 40, n), rng.integers(1, 40, n))
+    counts = trace.prompt_tokens // block
+    start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    hashed = trace._replace(block_start=start, block_hash=np.arange(start[-1]), block_tokens=block)
+    keep = np.arange(n) if how == "clip" else np.flatnonzero(trace.prompt_tokens <= 20)
+    if not len(keep):
+        with pytest.raises(InputError, match="would leave no request"):
+            within(hashed, 20, how)
+        return
+    served = within(hashed, 20, how).requests
+    total = served.prompt_tokens + served.output_tokens
+    assert served.n == len(keep)
+    assert np.all((total <= 20) | ((served.output_tokens == 1) & (served.prompt_tokens <= 20)))
+    for row, before in enumerate(keep):
+        assert served.prompt_tokens[row] == trace.prompt_tokens[before] or trace.prompt_tokens[before] > 20
+        mine = served.block_hash[served.block_start[row] : served.block_start[row + 1]]
+        theirs = hashed.block_hash[start[before] : start[before + 1]]
+        assert mine.tolist() == theirs[: len(mine)].tolist()
+        assert len(mine) == min(len(theirs), -(-served.prompt_tokens[row] // block))
+
+
 @pytest.mark.parametrize(
     ("changes", "path"),
     [
@@ -335,9 +391,9 @@ def test_only_prices_of_one_kind_are_ranked() -> None:
     (left,) = [item for item in result.rejected if item.constraint == "price"]
     assert left.label == "gb300"
     assert left.reason == "no on-demand price is known; give `price:` or `purchase: owned`"
-    for given in ({"purchase": "owned"}, {"price": "$5/h"}):
+    for bought in ({"purchase": "owned"}, {"price": "$5/h"}):
         found = enumerate_candidates(
-            model("llama-3.1-8b"), load_scenario(question(hardware=[{"device": "gb300"} | given]))
+            model("llama-3.1-8b"), load_scenario(question(hardware=[{"device": "gb300"} | bought]))
         )
         assert found.kept
         assert not [item for item in found.rejected if item.constraint == "price"]

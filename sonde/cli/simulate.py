@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--objective", multiple=True, help='A promise, such as "ttft=500ms" (p99) or "tpot.p90=50ms"; may be repeated.'
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of whatever is drawn.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of whatever is drawn.")
 @json_option
 def simulate(
     deployment: Path,

@@ -30,6 +30,7 @@ class WorkloadChoice(Choice):
     duration: str | float | None = None  # of generated traffic; of a trace, the part that is used
     requests: int | None = Field(default=None, ge=1)  # at most so many
     seed: int = Field(default=0, ge=0)
+    long_prompts: Literal["refuse", "clip", "drop"] = "refuse"  # those longer than the model's context
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

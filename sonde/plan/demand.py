@@ -10,6 +10,7 @@ from sonde.catalogue.model import Model
 from sonde.deployment.scenario import WorkloadChoice
 from sonde.errors import InputError
 from sonde.units import parse, show
+from sonde.workload.context import LongPrompts, within
 from sonde.workload.requests import Requests, scale_rate
 
 
@@ -21,24 +22,25 @@ class Demand(NamedTuple):
 
 
 def demand(choice: WorkloadChoice, model: Model) -> Demand:
-    """Return the requests of a scenario's workload.
+    """Return the requests of a scenario's workload, within the model's context.
 
     Raises InputError where the trace cannot be read, and where a prompt is longer than the model's context
-    (naming the row).
+    (naming the line of the file where it is known) and `choice` does not say to clip or drop it.
     """
-    from sonde.workload.readers import check_context
-
     found = _read(choice) if choice.trace is not None else _generate(choice)
-    check_context(found.requests, model.context, "workload")
-    return found
+
+    def where(row: int) -> str:
+        from sonde.workload.readers import place
+
+        return f"workload[{row}].prompt_tokens" if choice.trace is None else place(choice.trace, row)
+
+    served, notes = within(found.requests, model.context, choice.long_prompts, where)
+    return Demand(served, (*found.notes, *notes))
 
 
-def given(trace: Requests, model: Model) -> Demand:
-    """Return requests that were handed over as columns, checked against the model's context."""
-    from sonde.workload.readers import check_context
-
-    check_context(trace, model.context, "trace")
-    return Demand(trace, ())
+def given(trace: Requests, model: Model, long_prompts: LongPrompts = "refuse") -> Demand:
+    """Return requests that were handed over as columns, within the model's context."""
+    return Demand(*within(trace, model.context, long_prompts))
 
 
 def _read(choice: WorkloadChoice) -> Demand:

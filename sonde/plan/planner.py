@@ -41,9 +41,14 @@ def plan(
     start = time.perf_counter()
     question = load_scenario(scenario)
     if isinstance(trace, (str, Path)):
-        question = question.model_copy(update={"workload": WorkloadChoice(trace=str(trace))})
+        choice = WorkloadChoice(trace=str(trace), long_prompts=question.workload.long_prompts)
+        question = question.model_copy(update={"workload": choice})
     goals, model = objectives(question), find(question.model)
-    asked = given(trace, model) if isinstance(trace, tuple) else demand(question.workload, model)
+    asked = (
+        given(trace, model, question.workload.long_prompts)
+        if isinstance(trace, tuple)
+        else demand(question.workload, model)
+    )
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread

@@ -141,6 +141,18 @@ def requests(
     )  # fmt: skip
 
 
+def chosen(trace: Requests, keep: NDArray[np.bool_]) -> Requests:
+    """Return the requests of the rows to `keep`."""
+    counts = np.diff(trace.block_start)
+    blocks = np.repeat(keep, counts)
+    start = np.concatenate((np.zeros(1, np.int64), np.cumsum(counts[keep], dtype=np.int64)))
+    return Requests(
+        trace.arrival_s[keep], trace.prompt_tokens[keep], trace.output_tokens[keep], trace.session[keep],
+        trace.priority[keep], start, trace.block_hash[int(trace.block_start[0]) :][: len(blocks)][blocks],
+        trace.block_tokens,
+    )  # fmt: skip
+
+
 def repeat(trace: Requests, count: int) -> Requests:
     """Return `count` requests: the trace again and again, one mean gap between two copies."""
     copies = -(-count // trace.n)

@@ -5,6 +5,7 @@ The format is told from the header or the first record, never from the file's na
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from sonde.errors import InputError
@@ -12,7 +13,7 @@ from sonde.workload.readers.source import first_line, open_trace
 from sonde.workload.readers.trace import Trace
 from sonde.workload.requests import Requests
 
-__all__ = ["Trace", "check_context", "read", "read_trace"]
+__all__ = ["Trace", "check_context", "place", "read", "read_trace"]
 
 
 def read(path: str | Path, *, limit: int | None = None) -> Requests:
@@ -38,6 +39,27 @@ def read_trace(path: str | Path, *, limit: int | None = None) -> Trace:
         from sonde.workload.readers.table import read_csv
 
         return read_csv(stream, head, path, limit)
+
+
+def place(path: str | Path, row: int) -> str:
+    """Return "file:line column" of the prompt of request `row` (from 0), or "file[row]" where no line is a request."""
+    from sonde.workload.readers.names import find
+    from sonde.workload.readers.table import parse_header
+
+    path = Path(path)
+    known = read_trace(path, limit=row + 1)
+    if known.dropped or known.format not in ("azure", "csv", "mooncake", "jsonl"):
+        return f"{path}[{row}].prompt_tokens"
+    with open_trace(path) as stream:
+        line, text = first_line(stream, path)
+        if known.format in ("azure", "csv"):
+            name, left = parse_header(text, path).roles["prompt"][1], row + 1
+        else:
+            name, left = "input_length" if known.format == "mooncake" else find(json.loads(text))["prompt"][0], row
+        while left:
+            line += 1
+            left -= bool(stream.readline().strip())
+    return f"{path}:{line} {name}"
 
 
 def check_context(requests: Requests, context: int, path: str = "trace") -> None:
