@@ -16,8 +16,6 @@ from sonde.calibrate.machine.clock import timing
 from sonde.calibrate.machine.facts import torch_or_none
 from sonde.calibrate.machine.stream import Arrays, Backend, Kernel
 
-BLOCK = 1024
-
 
 def missing() -> str:
     """Return why no GPU is measured here, or an empty string where one can be."""
@@ -50,8 +48,8 @@ def triton_backend() -> Backend:
     def run(kernel: Kernel, arrays: Arrays) -> None:
         out, first = arrays[kernel.out], arrays[kernel.first]
         second = arrays[kernel.second] if kernel.second else first
-        grid = (-(-len(out) // BLOCK),)
-        programs.linear[grid](out, first, second, kernel.scale, len(out), bool(kernel.second), BLOCK)
+        grid = (-(-len(out) // programs.BLOCK.value),)
+        programs.linear[grid](out, first, second, kernel.scale, len(out), bool(kernel.second))
 
     def allocate(count: int, value: float) -> Any:
         return torch.full((count,), value, dtype=torch.float64, device="cuda")

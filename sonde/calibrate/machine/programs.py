@@ -7,11 +7,14 @@ from typing import Any
 import triton
 import triton.language as tl
 
+#: elements that one program works on
+BLOCK = tl.constexpr(1024)
+
 
 @triton.jit
-def linear(out: Any, first: Any, second: Any, scale: Any, count: Any, two: tl.constexpr, block: tl.constexpr) -> None:
+def linear(out: Any, first: Any, second: Any, scale: Any, count: Any, two: tl.constexpr) -> None:
     """Write out[i] = scale·first[i], or first[i] + scale·second[i] where `two`, for the block of this program."""
-    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     held = at < count
     x = tl.load(first + at, mask=held)
     value = x + scale * tl.load(second + at, mask=held) if two else scale * x
