@@ -37,7 +37,7 @@ class Objective(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """What all replicas did, in `k` equal spans of `width_s` from time 0 (sums over replicas).
+    """What all replicas did, in `k` equal spans of `width_s` from the first arrival (sums over replicas).
 
     busy_s [k]      replica-seconds spent in steps
     kv_bytes [k]    mean bytes of KV cache held in blocks

@@ -104,3 +104,24 @@ def not_numbers(view, request):
 
 def lazy(view):
     return Step(0, True, False)
+
+
+def raises(view, request):
+    if request.number > 1:
+        raise ValueError("no")
+    return 0
+
+
+def past_the_end(view, request):
+    return view.queued[len(view.queued) + 3]
+
+
+def half(view, request):
+    return 0.5
+
+
+def raises_step(view):
+    return Step(view.token_budget // (view.waiting - view.waiting), True, False)
+
+
+constant = 3

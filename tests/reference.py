@@ -160,10 +160,13 @@ class Stepper:
         r = self.replicas[
             self.route(view, routing.RequestView(s.index, now, s.prompt, s.priority, s.session, d[0], d[1]))
         ]
-        if r.size(s.prompt + s.output - 1) > r.engine.memory.capacity_bytes:
+        able = [r for r in self.replicas if r.size(s.prompt + s.output - 1) <= r.engine.memory.capacity_bytes]
+        if not able:
             s.replica = -1
             self.finished.append((now, s))
             return
+        if r not in able:
+            r = min(able, key=lambda r: len(r.queue) + len(r.admitted))
         s.replica, s.target = self.replicas.index(r), s.prompt
         at = len(r.queue)
         while at > 0 and r.queue[at - 1].priority > s.priority:

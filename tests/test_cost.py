@@ -235,7 +235,7 @@ def test_a_pipeline_runs_microbatches_of_the_batch_and_whole_prompts_through_all
     assert two.linear[4000] == pytest.approx(one.linear[4000], rel=0.02)  # but for the hand-overs
     assert two.prefill == pytest.approx(one.prefill)
     alone = two.linear[: len(two.decode)] + two.decode
-    assert alone[7] == pytest.approx(alone[8])
+    assert alone[7] == pytest.approx(alone[8], rel=1e-3)
     assert alone[64] < one.linear[64] + one.decode[64]
     assert two.read[1] == pytest.approx(one.read[1])
     assert two.read[8] == pytest.approx(one.read[8] / 2)

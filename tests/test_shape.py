@@ -58,7 +58,7 @@ def is_command(function: Function) -> bool:
 
 
 def is_kernel(function: Function) -> bool:
-    return any("jit" in ast.unparse(decorator) for decorator in function.decorator_list)
+    return any(ast.unparse(decorator) in ("kernel", "part", "njit") for decorator in function.decorator_list)
 
 
 def test_files_are_short() -> None:

@@ -165,17 +165,24 @@ def test_urgent_requests_go_first():
         ({"routing": "no_such_module:f"}, "routing.policy"),
         ({"routing": "drawn:out_of_range"}, "routing.policy"),
         ({"routing": "drawn:not_numbers"}, "routing.policy"),
+        ({"routing": "drawn:constant"}, "routing.policy = 'drawn:constant': must be a function"),
+        ({"routing": "drawn:half"}, "routing.policy = 'drawn:half': must return the number of a replica"),
+        ({"routing": "drawn:raises"}, "for request 2 raised ValueError: no"),
+        ({"routing": "drawn:past_the_end"}, "for request 0 raised IndexError"),
+        ({"routing": "drawn:out_of_range"}, "for request 0 returned 1"),
         ({"clients": 0}, "clients"),
     ],
 )
 def test_what_cannot_be_used_is_named(change, path):
     with pytest.raises(InputError, match=path.replace(".", r"\.")):
-        run(make_requests([0.0], [1], [1]), [(engine(fixed=1.0), 1)], **change)
+        run(make_requests([0.0, 1.0, 2.0], [1, 1, 1], [1, 1, 1]), [(engine(fixed=1.0), 1)], **change)
 
 
 def test_a_batching_policy_that_serves_nobody_is_an_error():
     with pytest.raises(InputError, match="never be served"):
         run(make_requests([0.0], [1], [1]), [(engine(fixed=1.0, policy="drawn:lazy"), 1)])
+    with pytest.raises(InputError, match="raised ZeroDivisionError"):
+        run(make_requests([0.0], [1], [1]), [(engine(fixed=1.0, policy="drawn:raises_step"), 1)])
 
 
 def test_no_replica_and_odd_priorities_are_errors():

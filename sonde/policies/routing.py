@@ -34,7 +34,7 @@ class PoolView(NamedTuple):
 class RequestView(NamedTuple):
     """What a router knows of a request: its number in order of sending, and so on.
 
-    `draw` and `second_draw` are uniform in [0, 1), fixed by the seed.
+    `time` counts from the first arrival. `draw` and `second_draw` are uniform in [0, 1), fixed by the seed.
     """
 
     number: int

@@ -76,7 +76,7 @@ def complete(w: World, r: int, i: int, now: float) -> None:
         count_miss(w, TPOT, (now - work.first) / (w.output[i] - 1))
     count_miss(w, E2E, now - work.arrival)
     if w.run[0].closed:
-        w.pending[w.run[0].back % len(w.pending)] = now + w.run[0].think
+        w.pending[w.run[0].back % len(w.pending)] = now
         w.run[0].back += 1
 
 

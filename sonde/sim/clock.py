@@ -18,7 +18,7 @@ from sonde.sim.jit import i64, kernel, part
 from sonde.sim.lists import enqueue
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.state import E2E, TPOT, TTFT, World
+from sonde.sim.state import BAD_ROUTING, E2E, TPOT, TTFT, World
 from sonde.sim.step import cut, steps_done
 
 
@@ -37,6 +37,25 @@ def observe(w: World, now: float) -> None:
 
 
 @part
+def fits(w: World, r: int, i: int) -> bool:
+    """Return whether replica `r` could hold request `i` to its end, were it empty."""
+    engine = w.engines[w.replicas[r].engine]
+    return kv_bytes(engine, w.prompt[i] + w.output[i] - 1) <= engine.capacity
+
+
+@part
+def roomiest(w: World, i: int) -> int:
+    """Return the replica with the fewest requests of those that could hold request `i`, or -1 where none could."""
+    best = i64(-1)
+    for r in range(len(w.replicas)):
+        if fits(w, r, i) and (
+            best < 0 or w.seen.queued[r] + w.seen.running[r] < w.seen.queued[best] + w.seen.running[best]
+        ):
+            best = r
+    return best
+
+
+@part
 def refuse(w: World, i: int) -> None:
     """Write down that request `i` fits into no memory here: it has missed every objective."""
     w.work[i].replica = -1
@@ -45,7 +64,7 @@ def refuse(w: World, i: int) -> None:
     if w.output[i] > 1:
         count_miss(w, TPOT, np.inf)
     if w.run[0].closed:
-        w.pending[w.run[0].back % len(w.pending)] = w.work[i].arrival + w.run[0].think
+        w.pending[w.run[0].back % len(w.pending)] = w.work[i].arrival
         w.run[0].back += 1
 
 
@@ -60,13 +79,16 @@ def send(w: World, i: int, now: float, route: Any) -> None:
     request = RequestView(i, now, i64(w.prompt[i]), i64(work.priority), i64(w.session[i]), w.draws[d, 0], w.draws[d, 1])
     r = route(w.seen, request)
     if r < 0 or r >= len(w.replicas):
-        w.run[0].abort = 2
+        w.run[0].abort = BAD_ROUTING
+        w.run[0].fault = i
+        return
+    if not fits(w, r, i):
+        r = roomiest(w, i)
+    if r < 0:
+        refuse(w, i)
         return
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
-    if kv_bytes(engine, w.prompt[i] + w.output[i] - 1) > engine.capacity:
-        refuse(w, i)
-        return
     work.replica = r
     work.target = w.prompt[i]
     alone = replica.waiting == 0 or work.priority < replica.urgent
@@ -94,6 +116,8 @@ def run_open(w: World, arrival: np.ndarray, route: Any, policies: tuple[Any, ...
                     return
         if i < len(w.work):
             send(w, i, now, route)
+            if w.run[0].abort:
+                return
 
 
 @part

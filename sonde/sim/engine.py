@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
+from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable
 from sonde.errors import InputError
 from sonde.metrics import Objective, Outcome
 from sonde.policies import routing as routing_policies
+from sonde.policies.batching import BatchView
+from sonde.policies.routing import RequestView
 from sonde.sim.clock import run_closed, run_open
-from sonde.sim.functions import batcher, router
+from sonde.sim.functions import batcher, own_function, router
+from sonde.sim.state import BAD_BATCHING, BAD_ROUTING, World
 from sonde.sim.world import Fleet, build, outcome, set_goals
 from sonde.workload.requests import Requests
+from sonde.workload.requests import requests as request_columns
 
 #: kernels take exactly this many batching policies, so that one compilation serves every fleet
 BATCHING_POLICIES = 4
@@ -49,16 +55,66 @@ def run(
     world = set_goals(build(requests, fleet, draws, clients or 0), requests, until_missed)
     known = routing_policies.POLICIES.get(routing)
     world.run.sees_tokens = known is None or known.sees_tokens
+    ready(clients is not None)
     start = time.perf_counter()
     if clients is None:
-        run_open(world, requests.arrival_s, route, policies)
+        run_open(world, np.ascontiguousarray(world.work.arrival), route, policies)
     else:
         run_closed(world, clients, route, policies)
     spent = time.perf_counter() - start
-    if world.run.abort[0] == 2:
-        raise InputError("routing.policy", routing, f"must return a replica from 0 to {len(world.replicas) - 1}")
-    if not world.run.abort[0] and world.replicas.waiting.sum() > 0:
-        raise InputError(
-            "batching.policy", names, "must admit requests that wait at an idle engine", "they would never be served"
-        )
+    _check_policies(world, routing, names)
     return outcome(world, requests, fleet, spent)
+
+
+@cache
+def ready(closed: bool) -> None:
+    """Compile the kernel of the open or the closed loop, or load it from the cache on disk."""
+    zero = np.zeros(2)
+    time_ = Coefficients(1.0, zero, 0.0, 0.0, 0.0, zero, zero, zero)
+    engine = Engine(StepTable(time_, time_, 0), KvMemory(8, 1, 1, 0, 0, 1.0), "chunked", 1, 1, "swap", 0.0, 0.0, 1)
+    world = build(request_columns([0.0], [1], [1]), [(engine, 1)], np.zeros((1, 2)), 1)
+    arguments = (router("round-robin"), tuple(batcher("chunked") for _ in range(BATCHING_POLICIES)))
+    if closed:
+        run_closed(world, 1, *arguments)
+    else:
+        run_open(world, np.zeros(1), *arguments)
+
+
+def _check_policies(world: World, routing: str, batching: Sequence[str]) -> None:
+    """Raise InputError where a policy of the user's failed, with what it does when it is called again."""
+    run = world.run[0]
+    if run.abort == BAD_ROUTING:
+        i, last = int(run.fault), len(world.replicas) - 1
+        request = RequestView(
+            i, float(world.work[i].arrival), int(world.prompt[i]), int(world.work[i].priority), int(world.session[i]),
+            *(float(draw) for draw in world.draws[i % len(world.draws)]),
+        )  # fmt: skip
+        said = _said(own_function(routing, "routing.policy"), world.seen, request)
+        raise InputError(
+            "routing.policy", routing, f"must return a replica from 0 to {last}, and for request {i} {said}"
+        )
+    if run.abort == BAD_BATCHING:
+        replica = world.replicas[int(run.fault)]
+        name = batching[int(world.engines[replica.engine].policy)]
+        engine = world.engines[replica.engine]
+        view = BatchView(
+            int(replica.active), int(replica.waiting), int(replica.part >= 0),
+            int(engine.token_budget), int(engine.max_batch),
+        )  # fmt: skip
+        raise InputError(
+            "batching.policy",
+            name,
+            f"must return a Step, and for {view} {_said(own_function(name, 'batching.policy'), view)}",
+        )
+    if not run.abort and world.replicas.waiting.sum() > 0:
+        raise InputError(
+            "batching.policy", ", ".join(batching), "must admit requests that wait at an idle engine",
+            f"{int(world.replicas.waiting.sum())} would never be served",
+        )  # fmt: skip
+
+
+def _said(function: Callable[..., object], *arguments: object) -> str:
+    try:
+        return f"returned {function(*arguments)!r}"
+    except Exception as error:  # noqa: BLE001  (whatever the user's function raises is what to show)
+        return f"raised {type(error).__name__}: {error}"

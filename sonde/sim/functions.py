@@ -10,11 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.core.errors import NumbaError, NumbaExperimentalFeatureWarning
 
 from sonde.errors import InputError, unknown
 from sonde.policies import batching, routing
+from sonde.sim.jit import cached
 
 # first-class functions are what lets a policy be an argument; numba calls them experimental at every start
 warnings.filterwarnings("ignore", message="First-class function", category=NumbaExperimentalFeatureWarning)
@@ -34,13 +35,25 @@ ROUTING = types.int64(_POOL, _REQUEST)
 BATCHING = _STEP(_BATCH)
 
 
+#: what a policy of the user's returns in place of an answer when it fails: machine code can't raise through a kernel
+FAILED = -1
+
+
 @cache
 def router(name: str) -> Any:
     """Return the compiled routing policy of that name, or of that "module:function"."""
     known = routing.POLICIES.get(name)
     if known:
-        return cfunc(ROUTING, cache=True)(known.function)
-    return _compile(ROUTING, _import(name, "routing.policy", routing.POLICIES), name, "routing.policy")
+        return cached(lambda cache: cfunc(ROUTING, cache=cache)(known.function))
+    own = _compiled(own_function(name, "routing.policy"), ROUTING, name, "routing.policy")
+
+    def guarded(view: Any, request: Any) -> Any:
+        try:
+            return own(view, request)
+        except Exception:  # noqa: BLE001  (the only kind that machine code can catch)
+            return FAILED
+
+    return cfunc(ROUTING)(guarded)
 
 
 @cache
@@ -48,29 +61,58 @@ def batcher(name: str) -> Any:
     """Return the compiled batching policy of that name, or of that "module:function"."""
     known = batching.POLICIES.get(name)
     if known:
-        return cfunc(BATCHING, cache=True)(known.function)
-    return _compile(BATCHING, _import(name, "batching.policy", batching.POLICIES), name, "batching.policy")
+        return cached(lambda cache: cfunc(BATCHING, cache=cache)(known.function))
+    own = _compiled(own_function(name, "batching.policy"), BATCHING, name, "batching.policy")
+
+    def guarded(view: Any) -> Any:
+        try:
+            tokens, decode, whole = own(view)
+            return batching.Step(max(tokens, 0), decode, whole)
+        except Exception:  # noqa: BLE001
+            return batching.Step(FAILED, False, False)
+
+    return cfunc(BATCHING)(guarded)
 
 
-def _import(name: str, path: str, known: dict[str, Any]) -> Callable[..., Any]:
+def own_function(name: str, path: str) -> Callable[..., Any]:
+    """Return the Python function of "module:function", looked for in the working directory first."""
     module, _, function = name.partition(":")
     if not function:
+        known = routing.POLICIES if path == "routing.policy" else batching.POLICIES
         raise unknown(path, name, [*known, "module:function"], "policy")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError) as error:
         raise InputError(path, name, f"can't be imported: {error}", "write it as module:function") from error
-    return found
+    if not callable(found):
+        raise InputError(path, name, f"must be a function, and {function} is a {type(found).__name__}")
+    return getattr(found, "py_func", found)
 
 
-def _compile(signature: Any, function: Callable[..., Any], name: str, path: str) -> Any:
+def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str) -> Any:
+    """Return the function in machine code, with bounds checked and its answer of the right type."""
+    own: Any = njit(boundscheck=True)(function)
+    if not hasattr(own, "compile"):  # the JIT is off
+        return own
     try:
-        return cfunc(signature)(getattr(function, "py_func", function))
-    except (NumbaError, TypeError) as error:
-        reason = str(error).strip().splitlines()
+        own.compile(signature.args)
+        answer = own.nopython_signatures[0].return_type
+    except (NumbaError, TypeError, AttributeError) as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if line and not line.startswith("Failed in nopython")), "")
         raise InputError(
-            path, name, f"can't be compiled: {reason[0] if reason else error}", "use numbers, loops and the view only"
+            path, name, f"can't be compiled: {reason}", "a policy uses numbers, loops and what it is shown only"
         ) from error
+    fits = isinstance(answer, types.Integer) if signature is ROUTING else _is_step(answer)
+    if not fits:
+        wanted = "the number of a replica" if signature is ROUTING else "a Step (whole number, bool, bool)"
+        raise InputError(path, name, f"must return {wanted}, and returns {answer}")
+    return own
+
+
+def _is_step(answer: Any) -> bool:
+    parts = list(answer) if isinstance(answer, types.BaseTuple) else []  # type: ignore[call-overload]
+    return len(parts) == 3 and all(isinstance(part, (types.Integer, types.Boolean)) for part in parts)

@@ -25,14 +25,22 @@ _MERGED: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": 
 part: Any = njit(**_MERGED)
 
 
+def cached(compiled: Callable[[bool], Any]) -> Any:
+    """Return what `compiled` makes with its cache on disk, or without one where no folder can be written to."""
+    try:
+        return compiled(True)
+    except RuntimeError:  # numba found nowhere to keep it
+        return compiled(False)
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Return `function` compiled, to be called from Python.
 
     Exact: no reordering of sums, so that a run gives the same bytes every time. What is cached on disk is
     compiled anew when any file of the simulator has changed; numba alone would look at this function's only.
     """
-    compiled: Any = njit(**_COMMON, cache=True)(function)
-    if hasattr(compiled, "_cache"):  # not where the JIT is off
+    compiled: Any = cached(lambda cache: njit(**_COMMON, cache=cache)(function))
+    if hasattr(getattr(compiled, "_cache", None), "_cache_file"):  # not where the JIT is off, or no folder writable
         compiled._cache._cache_file._source_stamp = _stamp()
     return compiled
 

@@ -6,7 +6,7 @@ import math
 
 from sonde.metrics import ITL_BINS, ITL_LOWEST, ITL_PER_OCTAVE
 from sonde.sim.jit import part
-from sonde.sim.state import BUSY, KV, RUNNING, SPANS, World
+from sonde.sim.state import BUSY, KV, MISSED, RUNNING, SPANS, World
 
 
 @part
@@ -85,4 +85,4 @@ def count_miss(w: World, metric: int, value: float) -> None:
         if goal.metric == metric and value > goal.limit:
             goal.missed += 1
             if goal.missed > goal.allowed:
-                w.run[0].abort = 1
+                w.run[0].abort = MISSED

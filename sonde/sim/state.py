@@ -60,14 +60,17 @@ WORK = np.dtype(
 #: the run as a whole; `front` and `back` count what left and entered the ring of clients
 RUN = np.dtype(
     [
-        ("width", "f8"), ("think", "f8"), ("back", "i8"), ("front", "i8"),
-        ("closed", "i1"), ("abort", "i1"), ("sees_tokens", "i1"),
+        ("width", "f8"), ("back", "i8"), ("front", "i8"),
+        ("closed", "i1"), ("abort", "i1"), ("fault", "i8"), ("sees_tokens", "i1"),
     ],
     align=True,
 )  # fmt: skip
 
 #: an objective as the kernel counts it: metric 0 TTFT, 1 TPOT, 2 end to end
 GOAL = np.dtype([("metric", "i8"), ("limit", "f8"), ("allowed", "i8"), ("missed", "i8")], align=True)
+
+#: why a run ended before its time: an objective is missed, or the user's routing or batching failed (at `fault`)
+MISSED, BAD_ROUTING, BAD_BATCHING = 1, 2, 3
 
 #: metrics of an objective
 TTFT, TPOT, E2E = np.int64(0), np.int64(1), np.int64(2)

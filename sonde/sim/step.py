@@ -17,6 +17,7 @@ from sonde.sim.jit import i64, part
 from sonde.sim.lists import FIRST, admit, dequeue
 from sonde.sim.memory import steps_that_fit
 from sonde.sim.state import (
+    BAD_BATCHING,
     DECODE,
     E_DECODE,
     E_LINEAR,
@@ -202,6 +203,11 @@ def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
                 seconds += resume(w, r, now)
         if out == 0:
             area, area_window = take_prompts(w, r, now, left, whole)
+        if left < 0:
+            w.run[0].abort = BAD_BATCHING
+            w.run[0].fault = r
+            w.next[r] = np.inf
+            return
         if replica.tokens == 0 and not decode:  # only prompts were wanted, and none can run
             left, decode = i64(0), True
         elif out > 0 and replica.active == 0:  # all that decoded was preempted: the question is a new one

@@ -43,7 +43,7 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
     capacity = np.array([engine.memory.capacity_bytes for engine in engines], np.int64)[replicas.engine]
     places = max(engine.max_batch for engine in engines)
     run = records(1, RUN)
-    run.width = max(requests.span_s, 1e-3) / SPANS
+    run.width = max(0.0 if clients else requests.span_s, 1e-3) / SPANS  # folded as often as it takes
     r = len(replicas)
     return World(
         run=run,
@@ -72,7 +72,7 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
 def _work(requests: Requests) -> Record:
     work = records(requests.n, WORK)
     work.scheduled, work.first, work.finish = np.nan, np.nan, np.nan
-    work.arrival = requests.arrival_s
+    work.arrival = requests.arrival_s - requests.arrival_s[0]
     work.priority = requests.priority
     return work
 
@@ -129,11 +129,12 @@ def set_goals(world: World, requests: Requests, objectives: Sequence[Objective])
 
 
 def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float) -> Outcome:
-    """Return what happened, read off the state after the last event."""
+    """Return what happened, read off the state after the last event; the clock began at the first arrival."""
     work, replicas = world.work, world.replicas
-    finish = np.ascontiguousarray(work.finish)
-    scheduled = np.ascontiguousarray(work.scheduled)
-    arrival = np.ascontiguousarray(work.arrival)
+    zero = 0.0 if world.run.closed[0] else float(requests.arrival_s[0])
+    finish, scheduled, first, arrival = (
+        column + zero for column in (work.finish, work.scheduled, work.first, work.arrival)
+    )
     done = np.isfinite(finish)
     start = float(arrival.min())
     end = float(finish[done].max()) if done.any() else start
@@ -142,7 +143,7 @@ def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float)
         requests=requests,
         replica=np.ascontiguousarray(work.replica),
         scheduled_s=scheduled,
-        first_token_s=np.ascontiguousarray(work.first),
+        first_token_s=first,
         finish_s=finish,
         preemptions=np.ascontiguousarray(work.preemptions),
         steps=np.ascontiguousarray(replicas.all_steps),
@@ -151,7 +152,7 @@ def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float)
         peak_kv_bytes=replicas.peak.astype(np.float64),
         kv_capacity_bytes=world.seen.kv_capacity.astype(np.float64),
         itl_counts=world.itl,
-        timeline=_timeline(world, arrival[work.replica >= 0], scheduled),
+        timeline=_timeline(world, work.arrival[work.replica >= 0], work.scheduled),
         usd_per_hour=sum(engine.usd_per_hour * count for engine, count in fleet),
         simulation_s=simulation_s,
         arrival_s=arrival,
