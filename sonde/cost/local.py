@@ -16,7 +16,7 @@ from sonde.catalogue.model import Model
 from sonde.cost.explain import step_rows
 from sonde.cost.memory import report
 from sonde.cost.shard import Shard, shard
-from sonde.deployment.tree import Batching, Replica
+from sonde.deployment.tree import Batching, Precision, Replica
 
 #: formats that are tried, widest first
 WIDTHS = ("fp16", "q8_0", "q4_0")
@@ -25,9 +25,9 @@ CONTEXT = 4096  # tokens at which speed is stated, or all that fit where fewer d
 #: share of the bandwidth that decoding reached, lowest, usual and highest: tok/s that SmallThinker (arXiv 2507.20984)
 #: publishes of 4B-A0.6B and 21B-A3B in Q4_0 on an i9-14900K and a Raspberry Pi 5, over bandwidth by bytes read
 REACHED_ON_DEVICES = (0.41, 0.57, 0.65)
-#: in data centres: the catalogue's own share, and the worst error on DistServe's A100 rows (docs/cost.md)
-WORST_IN_DATA_CENTRES = 0.21
-ON_DEVICES = ("phone", "board", "edge", "laptop", "workstation", "cpu")
+#: elsewhere: the catalogue's own share, and the worst error on DistServe's A100 rows (docs/cost.md)
+WORST_ELSEWHERE = 0.21
+ON_DEVICES = ("phone", "board", "edge", "laptop", "cpu")
 
 
 class Fit(NamedTuple):
@@ -58,8 +58,8 @@ def choices(model: Model, device: Device, widths: tuple[str, ...] = WIDTHS) -> l
 
 def part_of(model: Model, device: Device, weights: str, *, memory_fraction: float = 1.0) -> Shard:
     """Return the model on one device for one conversation, all its weights stored in the format `weights`."""
-    wide = "bf16" if "bf16" in device.flops else "fp16" if "fp16" in device.flops else "fp32"
-    cached = "fp16" if wide == "fp32" else wide
+    wide: Precision = "bf16" if "bf16" in device.flops else "fp16" if "fp16" in device.flops else "fp32"
+    cached: Precision = "fp16" if wide == "fp32" else wide
     replica = Replica(
         model=model.name, device=device.name, weights=wide, activations=wide, kv_cache=cached,
         memory_fraction=memory_fraction, batching=Batching(max_batch=1, token_budget=512),
@@ -98,7 +98,7 @@ def _shares(part: Shard) -> tuple[float, float, float]:
     if part.device.kind in ON_DEVICES:
         return REACHED_ON_DEVICES
     usual = part.efficiencies.gemm.memory
-    return usual * (1 - WORST_IN_DATA_CENTRES), usual, usual * (1 + WORST_IN_DATA_CENTRES)
+    return usual * (1 - WORST_ELSEWHERE), usual, usual * (1 + WORST_ELSEWHERE)
 
 
 def _fit(part: Shard, name: str) -> Fit:

@@ -1,0 +1,1 @@
+"""Papers as experiments: one file each, holding what it claims and how Sonde finds out. `frame` says how."""
