@@ -184,3 +184,36 @@ def test_bad_options_are_refused_before_anything_is_measured(
     ended = sonde_cli("calibrate", "machine", *arguments)
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_a_held_out_step_is_timed_and_predicted_from_the_row(row: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from sonde.calibrate.machine import judge
+    from sonde.calibrate.machine.decoder import Size
+
+    small = Size(hidden=64, layers=2, heads=4, kv_heads=2, inner=96, vocabulary=64)
+    for name, value in (("HELD_OUT", small), ("PROMPT", 8), ("CONTEXT", 16), ("BATCHES", (1, 2))):
+        monkeypatch.setattr(judge, name, value)
+    found = judge.judged("cpu", str(row))
+    assert [one.step for one in found] == [
+        "prefill of 8 tokens", "decode, batch 1, context 16", "decode, batch 2, context 16"
+    ]  # fmt: skip
+    assert all(one.measured_s > 0 and one.predicted_s > 0 for one in found)
+    assert found[0]._replace(measured_s=2.0, predicted_s=3.0).error == pytest.approx(0.5)
+    deeper = judge.predicted(str(row), small._replace(layers=8), 1, 8)
+    assert 2 < deeper / judge.predicted(str(row), small, 1, 8) < 5, "layers cost, and the head is there once"
+
+
+def test_the_cost_model_reads_a_decoder_as_it_is_built() -> None:
+    torch = pytest.importorskip("torch")
+    from sonde.calibrate.machine.decoder import decoder
+    from sonde.calibrate.machine.judge import HELD_OUT
+    from sonde.catalogue.configs import read_config
+
+    small = HELD_OUT._replace(layers=2, vocabulary=512)
+    built = decoder(small, 1, 8)
+    weights = built.table.numel() + sum(part.numel() for layer in built.layers for part in layer)
+    assert isinstance(built.cache, torch.Tensor)
+    said = read_config(small.config(), "x", "x", source="x")
+    assert said.total_parameters == weights + small.hidden, "its last norm is the first layer's"
+    assert said.cache_bytes_per_token() == built.cache.numel() * 2 / 8
