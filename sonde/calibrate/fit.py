@@ -7,6 +7,7 @@ only where that predicts shapes that its fit has not seen better than the family
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,7 +38,7 @@ FEW, MANY = 400, 1200
 SLOW = 1.5
 
 #: a row of its own must lower the median error of unseen shapes to this share of the family's, and by this much
-SHARE, LEAST = 0.8, 0.02
+SHARE, LEAST = 0.7, 0.03
 
 SOURCE = "fitted by `sonde calibrate fit` on operator measurements of ai-dynamo/aiconfigurator (Apache-2.0)"
 
@@ -82,18 +83,29 @@ def fit_operators(folder: str | Path, *, operators: tuple[str, ...] = ()) -> lis
     return rows
 
 
+def write(rows: list[Row], folder: Path, date: str) -> Path:
+    """Return the file `curves.csv` in `folder`, which now holds the rows in the form of the catalogue."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "curves.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.record(date) for row in rows)
+    return path
+
+
 def grouped(folder: str | Path, operators: tuple[str, ...] = ()) -> dict[tuple[str, str], list[Points]]:
     """Return all measurements below `folder` by (class of operators, format), one `Points` per device and engine."""
     found: dict[tuple[str, str], dict[tuple[str, str], list[Points]]] = defaultdict(lambda: defaultdict(list))
-    for points in _every(Path(folder)):
+    for points in _every(Path(folder), operators):
         if not operators or points.operator in operators:
             found[points.operator, points.format][points.device, points.engine].append(points)
     return {key: [_one(parts[own]) for own in sorted(parts)] for key, parts in found.items()}
 
 
-def _every(folder: Path) -> Iterator[Points]:
+def _every(folder: Path, operators: tuple[str, ...]) -> Iterator[Points]:
     if (folder / "operators").is_dir():
-        yield from operator_points(folder / "operators")
+        yield from operator_points(folder / "operators", operators)
     for points in profile_points(folder / "open_loop"):
         yield from_memory(points, device(points.device))
 

@@ -40,7 +40,7 @@ CONSTANTS: dict[str, Constant] = {
     "crowding": Constant(0.0, -1.0, 3.0, logarithm=False),
 }
 
-_PRODUCT = ("compute", "memory", "overhead_s", "half_rows", "half_outputs")
+_PRODUCT = ("compute", "memory", "overhead_s", "half_outputs")
 _PROMPT = ("compute", "memory", "overhead_s")
 _DECODE = ("compute", "memory", "overhead_s", "tile_tokens")
 _MESSAGE = ("memory", "latency", "rank_s", "crowding")

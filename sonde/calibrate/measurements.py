@@ -70,8 +70,8 @@ PRODUCTS = ("gemm", "experts")
 WARM_FAMILIES = ("ada", "blackwell-rtx")
 
 
-def operator_points(folder: Path) -> Iterator[Points]:
-    """Yield the points of every file below `folder` that can be read as one of the classes of operators.
+def operator_points(folder: Path, operators: tuple[str, ...] = ()) -> Iterator[Points]:
+    """Yield the points of every file below `folder` that holds one of these classes of operators (none: any).
 
     Raises InputError where no system that the catalogue knows is there.
     """
@@ -83,8 +83,8 @@ def operator_points(folder: Path) -> Iterator[Points]:
     for system in systems:
         on = device(SYSTEMS[system])
         for path in sorted((folder / system).glob("*/*/*/*.parquet")):
-            read = READERS.get(path.stem.removesuffix("_perf"))
-            if read is None:
+            read, classes = READERS.get(path.stem.removesuffix("_perf"), (None, ()))
+            if read is None or (operators and not set(operators) & set(classes)):
                 continue
             engine = path.parts[-3]
             for found in read(polars.read_parquet(path), on, "" if engine == "nccl" else engine):
@@ -372,17 +372,18 @@ def _messages(frame: polars.DataFrame, on: Device, engine: str) -> Iterator[Poin
 
 Reader = Callable[["polars.DataFrame", Device, str], Iterator[Points]]
 
-READERS: dict[str, Reader] = {
-    "gemm": _gemm,
-    "mla_bmm": _bmm,
-    "moe": _experts,
-    "context_attention": _prompts,
-    "generation_attention": _decoding,
-    "context_mla": _latent_prompts,
-    "generation_mla": _latent_decoding,
-    "glm5_dsa_attn_module": _sparse,
-    "glm5_mqa_logits_module": _indexer,
-    "gdn": _recurrent,
-    "custom_allreduce": _messages,
-    "nccl": _messages,
+#: name of a file -> its reader, and the classes that it may yield
+READERS: dict[str, tuple[Reader, tuple[str, ...]]] = {
+    "gemm": (_gemm, ("gemm",)),
+    "mla_bmm": (_bmm, ("bmm",)),
+    "moe": (_experts, ("experts",)),
+    "context_attention": (_prompts, ("attention-prefill", "window-prefill")),
+    "generation_attention": (_decoding, ("attention-decode", "window-decode")),
+    "context_mla": (_latent_prompts, ("mla-prefill",)),
+    "generation_mla": (_latent_decoding, ("mla-decode",)),
+    "glm5_dsa_attn_module": (_sparse, ("sparse-prefill",)),
+    "glm5_mqa_logits_module": (_indexer, ("indexer-prefill",)),
+    "gdn": (_recurrent, ("linear-prefill", "linear-decode")),
+    "custom_allreduce": (_messages, ("collective",)),
+    "nccl": (_messages, ("all-gather", "all-to-all")),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from sonde.cli.calibrate_fit import fit, judge
 from sonde.cli.calibrate_machine import machine
 
 
@@ -12,4 +13,5 @@ def calibrate() -> None:
     """Turn measurements into rows of the catalogue."""
 
 
-calibrate.add_command(machine)
+for verb in (fit, judge, machine):
+    calibrate.add_command(verb)

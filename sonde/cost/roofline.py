@@ -2,7 +2,7 @@
 
 seconds = layers · (narrow · blend(flops·(1 + half_rows/rows + half_outputs/(rows·columns))/(peak·compute),
                                    bytes/(bandwidth·memory))
-                          + overhead + rows·row_s + cast/(bandwidth·cast_share)) + link + host
+                    + overhead + rows·row_s + cast/(bandwidth·cast_share)) + link + host
 
 with narrow = 1 + half_columns/columns and the constants of the operator's curve (`sonde.catalogue.curves`).
 """
