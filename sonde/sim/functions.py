@@ -53,7 +53,7 @@ def router(name: str) -> Any:
         except Exception:  # noqa: BLE001  (the only kind that machine code can catch)
             return FAILED
 
-    return cfunc(ROUTING)(guarded)
+    return cfunc(ROUTING)(guarded) if _is_machine_code(own) else guarded
 
 
 @cache
@@ -71,7 +71,7 @@ def batcher(name: str) -> Any:
         except Exception:  # noqa: BLE001
             return batching.Step(FAILED, False, False)
 
-    return cfunc(BATCHING)(guarded)
+    return cfunc(BATCHING)(guarded) if _is_machine_code(own) else guarded
 
 
 def own_function(name: str, path: str) -> Callable[..., Any]:
@@ -95,7 +95,7 @@ def own_function(name: str, path: str) -> Callable[..., Any]:
 def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str) -> Any:
     """Return the function in machine code, with bounds checked and its answer of the right type."""
     own: Any = njit(boundscheck=True)(function)
-    if not hasattr(own, "compile"):  # the JIT is off
+    if not _is_machine_code(own):
         return own
     try:
         own.compile(signature.args)
@@ -111,6 +111,11 @@ def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str
         wanted = "the number of a replica" if signature is ROUTING else "a Step (whole number, bool, bool)"
         raise InputError(path, name, f"must return {wanted}, and returns {answer}")
     return own
+
+
+def _is_machine_code(function: Any) -> bool:
+    """Return whether numba compiles a function: it does not where the JIT is off."""
+    return hasattr(function, "compile")
 
 
 def _is_step(answer: Any) -> bool:
