@@ -101,6 +101,27 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert "Exception" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["trace generate azure-conv-2023 --requests 300000", "trace generate azure-conv-2023 --requests 300000 -h"],
+)
+def test_a_reader_that_leaves_early_hears_nothing(command: str) -> None:
+    line = f"{sys.executable} -m sonde {command} | head -1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize(
+    "arguments", ["--help", "show models", "show models --json", "trace generate azure-conv-2023 --requests 9"]
+)
+def test_a_full_disk_is_one_sentence(arguments: str) -> None:
+    command = f"{sys.executable} -m sonde {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "sonde: the output could not be written: No space left on device\n"
+
+
 def test_json_has_no_nan_and_no_numpy() -> None:
     value = {"a": math.nan, "b": np.float64(2.5), "c": np.array([1, 2]), "d": (math.inf, None, True), 3: Path("x")}
     assert json.loads(json.dumps(plain(value), allow_nan=False)) == {

@@ -176,6 +176,10 @@ def test_simulate_takes_a_trace_and_a_closed_loop(tmp_path: Path, sonde_cli: Cal
         (["--profile", "azure-conv-2023", "--objective", "ttft=1 parsec"], "ttft"),
         (["--profile", "azure-conv-2023", "--duration", "ten minutes"], "ten minutes"),
         (["--profile", "azure-conv-2023", "--clients", "0"], "--clients"),
+        (["--profile", "azure-conv-2023", "--seed", "-1"], "--seed"),
+        (["--profile", "azure-conv-2023", "--rate", "1e12/s", "--duration", "1 min"], "at most 200,000,000 requests"),
+        (["--profile", "azure-conv-2023", "--duration", "1 ns"], "holds 1 request"),
+        (["--profile", "azure-conv-2023", "--objective", "ttft=1s", "--objective", "ttft.p99=2s"], "is there twice"),
     ],
 )
 def test_simulate_refuses_what_it_cannot_use(arguments: list[str], words: str, sonde_cli: Callable[..., Ended]) -> None:
@@ -183,6 +187,15 @@ def test_simulate_refuses_what_it_cannot_use(arguments: list[str], words: str, s
     assert end.code == 2
     assert words in end.err
     assert not end.out
+
+
+def test_a_scenario_is_no_deployment_nor_the_other_way_round(sonde_cli: Callable[..., Ended]) -> None:
+    end = sonde_cli("simulate", ROOT / "examples/chat-8b.yaml", "--profile", "azure-conv-2023")
+    assert end.code == 2
+    assert "this is a scenario; `sonde plan` takes it" in end.err
+    end = sonde_cli("plan", ROOT / "examples/deployment-8b.yaml")
+    assert end.code == 2
+    assert "this is a deployment; `sonde simulate` takes it" in end.err
 
 
 def test_traces_are_generated_described_and_fitted(tmp_path: Path, sonde_cli: Callable[..., Ended]) -> None:

@@ -282,6 +282,8 @@ def test_a_workload_is_read_cut_and_scaled(tmp_path: Path) -> None:
     assert "first 50 of 200" in few.notes[0]
     early = demand(WorkloadChoice(trace=path, duration="5 s"), llama).requests
     assert early.arrival_s[-1] <= 5 < whole.requests.arrival_s[early.n]
+    with pytest.raises(InputError, match=r"workload.duration = '1 ns': holds 1 request of 200"):
+        demand(WorkloadChoice(trace=path, duration="1 ns"), llama)
     fast = demand(WorkloadChoice(trace=path, rate="100/s"), llama).requests
     assert fast.n / fast.span_s == pytest.approx(100)
     drawn = demand(WorkloadChoice(profile="azure-conv-2023", rate="5/s", duration="60 s"), llama)

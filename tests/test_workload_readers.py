@@ -255,6 +255,13 @@ def test_a_line_is_found_in_any_block(tmp_path: Path, monkeypatch: pytest.Monkey
         read(write(tmp_path, PLAIN + "\n".join(rows)))
 
 
+def test_a_line_with_too_many_columns_is_named_unless_they_are_empty(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"trace:3 = '1,10,20,99': malformed line: has 4 of 3 columns"):
+        read(write(tmp_path, PLAIN + "0,10,20\n1,10,20,99\n2,5,5\n"))
+    for rows in ("0,10,20,\n1,11,20,\n", "0,10,20\n1,11,20,,\n", "0,10,20,,\n1,11,20\n"):
+        assert columns(read(write(tmp_path, PLAIN + rows)))[1] == [10, 11]
+
+
 def test_a_prompt_longer_than_the_context_is_named() -> None:
     trace = requests([0, 1, 2], [10, 4097, 5000], [1, 1, 1])
     check_context(trace, 5000)

@@ -77,5 +77,10 @@ def objectives(texts: tuple[str, ...]) -> tuple[Objective, ...]:
         metric, _, quantile = left.strip().partition(".")
         if not equals or not metric or not limit.strip():
             raise InputError("--objective", text, 'must look like "ttft=500ms" or "tpot.p90=50ms"')
-        tree.setdefault(metric, {})[quantile or "p99"] = limit.strip()
+        limits, quantile = tree.setdefault(metric, {}), quantile or "p99"
+        if quantile in limits:
+            raise InputError(
+                "--objective", text, f"{quantile} of {metric} is there twice", "one of the two limits would be lost"
+            )
+        limits[quantile] = limit.strip()
     return read(tree) if tree else ()

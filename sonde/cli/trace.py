@@ -56,7 +56,7 @@ def fit(file: Path, out: Path, name: str | None, source: str, as_json: bool) -> 
 @click.option("--rate", help='Mean rate, such as "8/s"; the profile\'s own where absent.')
 @click.option("--duration", help='Length of the traffic, such as "10 min"; that of the profile where absent.')
 @click.option("--requests", type=click.IntRange(1), help="At most so many requests.")
-@click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all that is drawn.")
 @click.option("--hashes", is_flag=True, help="Also hashes of the prompts' blocks, where the profile knows prefixes.")
 @json_option
 def generate(

@@ -147,11 +147,23 @@ def _load(source: object, root: type[Tree], what: str) -> tuple[Tree, Where]:
         allowed = f"must be a mapping of keys to values: {', '.join(root.model_fields)}"
         raise InputError(what, value, "is empty: " + allowed if data is None else allowed, where=where(""))
     data = _plain(data)
+    _refuse_other(data, root, what, where)
     try:
         # as JSON, since there strictness takes lists for tuples, but never true for 1 nor "8" for 8
         return root.model_validate_json(json.dumps(data), strict=True), where
     except ValidationError as error:
         raise fault(error, data, root, where) from None
+
+
+def _refuse_other(data: Mapping[str, Any], root: type[Choice], what: str, where: Where) -> None:
+    """Raise InputError where a scenario is given for a deployment, or the other way round."""
+    other, verb = (Scenario, "sonde plan") if root is Deployment else (Deployment, "sonde simulate")
+    name = other.__name__.lower()
+    theirs = [key for key in data if key in other.model_fields and key not in root.model_fields]
+    ours = [key for key in data if key in root.model_fields and key not in other.model_fields]
+    if theirs and not ours:
+        keys = f"{', '.join(theirs[:3])}: ..."
+        raise InputError(what, keys, f"must be a {what}: this is a {name}", f"`{verb}` takes it", where=where(""))
 
 
 def _read(source: object, what: str) -> tuple[object, Where]:

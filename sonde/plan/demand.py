@@ -55,9 +55,20 @@ def _read(choice: WorkloadChoice) -> Demand:
     keep = trace.n if choice.requests is None else min(choice.requests, trace.n)
     if choice.duration is not None:
         span = parse(choice.duration, "time", "workload.duration")
-        keep = min(keep, max(1, int(np.searchsorted(trace.arrival_s, span, side="right"))))
+        keep = min(keep, int(np.searchsorted(trace.arrival_s, span, side="right")))
+        _check_span(choice, keep, trace.n)
     notes = () if keep == trace.n else (f"The first {keep:,} of {trace.n:,} requests of the trace are used.",)
     return Demand(rows(trace, keep), notes)
+
+
+def _check_span(choice: WorkloadChoice, held: int, whole: int | None = None) -> None:
+    """Raise InputError for a duration in which hardly anything arrives: one request is no traffic."""
+    if held < 2 and whole != held:
+        of = "" if whole is None else f" of {whole:,}"
+        raise InputError(
+            "workload.duration", choice.duration, f"holds {held:,}{' request' if held == 1 else ' requests'}{of}",
+            "no load could be seen in it; give a longer one",
+        )  # fmt: skip
 
 
 def rows(trace: Requests, stop: int, start: int = 0) -> Requests:
@@ -76,6 +87,8 @@ def _generate(choice: WorkloadChoice) -> Demand:
     rate = None if choice.rate is None else parse(choice.rate, "rate", "workload.rate")
     span = None if choice.duration is None else parse(choice.duration, "time", "workload.duration")
     made = generate(choice.profile or "", rate=rate, duration_s=span, count=choice.requests, seed=choice.seed)
+    if span is not None and choice.requests != 1:
+        _check_span(choice, made.n)
     if span is not None or choice.requests is not None:
         return Demand(made, ())
     note = f"The workload gives no duration: {made.n:,} requests over {show(made.span_s, 'time')} are generated, "

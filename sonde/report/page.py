@@ -7,6 +7,7 @@ template's escaping, and what goes to the script passes as JSON in which "<" can
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import json
 import re
@@ -20,7 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sonde.deployment.tree import Deployment
-from sonde.errors import InputError
+from sonde.errors import CannotError, InputError
 from sonde.metrics import Objective, Outcome
 from sonde.plan.result import PlanResult
 from sonde.report import text, views
@@ -30,7 +31,10 @@ _KEY = re.compile(r"^(\s*(?:- )*)([\w-]+)(:)(.*)$")
 
 
 def write_page(result: PlanResult, path: str | Path) -> Path:
-    """Write the answer as one HTML page to `path` and return it. Raises InputError where it cannot be written."""
+    """Write the answer as one HTML page to `path` and return it.
+
+    Raises InputError where the path cannot be, CannotError where there is no room.
+    """
     return _write(views.plan_view(result), path)
 
 
@@ -47,6 +51,8 @@ def _write(view: views.View, path: str | Path) -> Path:
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CannotError(f"report {path}: {error.strerror}; no page was made") from error
         raise InputError("report", str(path), f"cannot be written ({error.strerror})", "no page was made") from error
     return target
 

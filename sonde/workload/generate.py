@@ -21,7 +21,7 @@ from sonde.workload.requests import Requests, requests
 from sonde.workload.sessions import draw_sessions, grown
 
 Floats = NDArray[np.float64]
-MOST_REQUESTS = 2_000_000_000
+MOST_REQUESTS = 200_000_000  # 5 GB of columns
 
 
 def generate(
@@ -46,7 +46,9 @@ def generate(
     times, lengths, sessions, blocks = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     if count is None and duration_s is None:
         count = known.requests
-    arrival = draw_arrivals(known.arrivals, *_scaled(known.arrivals, rate, duration_s, count), times)
+    scale, stop = _scaled(known.arrivals, rate, duration_s, count)
+    _check_expected(scale * float(known.arrivals.expected(stop[0])) if duration_s and count is None else 0.0, rate)
+    arrival = draw_arrivals(known.arrivals, scale, stop, times)
     n = len(arrival)
     prompt, output = draw_lengths(known.lengths, n, lengths)
     session = None
@@ -108,6 +110,15 @@ def _scaled(
     if expected <= 0:
         raise InputError("duration", span, f"must reach past the profile's first {span:g} s, in which nothing arrives")
     return rate * span / expected, (until, count)
+
+
+def _check_expected(requests: float, rate: float | None) -> None:
+    """Raise InputError where a rate over a duration means more requests than may be drawn at once."""
+    if requests > MOST_REQUESTS:
+        raise InputError(
+            "rate", rate, f"times the duration must be at most {MOST_REQUESTS:,} requests, and is about {requests:.3g}",
+            "they would not fit the memory of this machine; give a shorter duration, or a number of requests",
+        )  # fmt: skip
 
 
 def _check(rate: float | None, duration_s: float | None, count: int | None, seed: int) -> None:

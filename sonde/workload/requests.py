@@ -101,6 +101,10 @@ class Requests(NamedTuple):
         frame.write_csv(path)
 
 
+#: lengths and session numbers are held in 32 bits
+_MOST_TOKENS = 2**31 - 1
+
+
 def requests(
     arrival_s: object,
     prompt_tokens: object,
@@ -110,35 +114,59 @@ def requests(
     priority: object = None,
     path: str = "requests",
 ) -> Requests:
-    """Return checked columns. Raises InputError naming the first row that is empty, unsorted or not positive."""
-    arrival = np.ascontiguousarray(arrival_s, dtype=np.float64)
-    prompt = np.ascontiguousarray(prompt_tokens, dtype=np.int32)
-    output = np.ascontiguousarray(output_tokens, dtype=np.int32)
+    """Return checked columns. Raises InputError naming the first row that is not a whole number in its range,
+    not finite, or earlier than the one before it.
+    """
+    arrival = _column(arrival_s, f"{path}.arrival_s", np.float64, (-np.inf, np.inf))
     n = len(arrival)
     if n == 0:
         raise InputError(path, "no rows", "needs at least one request", "there is nothing to simulate")
-    if len(prompt) != n or len(output) != n:
-        raise InputError(path, f"{n}, {len(prompt)}, {len(output)} rows", "columns must be of one length")
-    if not np.isfinite(arrival).all():
-        row = int(np.flatnonzero(~np.isfinite(arrival))[0])
-        raise InputError(f"{path}[{row}].arrival_s", float(arrival[row]), "must be a finite time")
     if (np.diff(arrival) < 0).any():
         row = int(np.flatnonzero(np.diff(arrival) < 0)[0]) + 1
         raise InputError(
-            f"{path}[{row}].arrival_s",
+            f"{path}.arrival_s[{row}]",
             float(arrival[row]),
             f"time goes backwards (before it: {arrival[row - 1]})",
         )
-    for name, column in (("prompt_tokens", prompt), ("output_tokens", output)):
-        if (column < 1).any():
-            row = int(np.flatnonzero(column < 1)[0])
-            raise InputError(f"{path}[{row}].{name}", int(column[row]), "must be at least 1 token")
-    return Requests(
-        arrival, prompt, output,
-        np.full(n, -1, np.int32) if session is None else np.ascontiguousarray(session, dtype=np.int32),
-        np.zeros(n, np.int8) if priority is None else np.ascontiguousarray(priority, dtype=np.int8),
-        np.zeros(n + 1, np.int64), np.empty(0, np.int64), 0,
-    )  # fmt: skip
+    session = np.full(n, -1) if session is None else session
+    priority = np.zeros(n, np.int8) if priority is None else priority
+    columns = [
+        _column(values, f"{path}.{name}", dtype, limits)
+        for values, name, dtype, limits in (
+            (prompt_tokens, "prompt_tokens", np.int32, (1, _MOST_TOKENS)),
+            (output_tokens, "output_tokens", np.int32, (1, _MOST_TOKENS)),
+            (session, "session", np.int32, (-1, _MOST_TOKENS)),
+            (priority, "priority", np.int8, (0, 127)),
+        )
+    ]
+    lengths = [n, *map(len, columns)]
+    if len(set(lengths)) > 1:
+        raise InputError(path, f"{', '.join(map(str, lengths))} rows", "columns must be of one length")
+    return Requests(arrival, *columns, np.zeros(n + 1, np.int64), np.empty(0, np.int64), 0)
+
+
+def _column(values: object, path: str, dtype: type[np.generic], limits: tuple[float, float]) -> Any:
+    """Return a column of `dtype`, every value of which is finite, within limits, and whole where the type is."""
+    if isinstance(values, np.ndarray) and values.dtype == dtype:
+        given = values
+    else:
+        try:
+            given = np.asarray(values)
+            given = given if given.dtype.kind in "iu" else np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(path, type(values).__name__, f"must be a column of numbers: {error}") from error
+    if given.ndim != 1:
+        raise InputError(path, given.shape, "must be a column: one number for each request")
+    low, high = limits
+    with np.errstate(invalid="ignore"):
+        wrong = ~np.isfinite(given) | (given < low) | (given > high)
+        if np.issubdtype(dtype, np.integer) and given.dtype.kind == "f":
+            wrong |= given != np.floor(given)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        allowed = "a finite time" if dtype is np.float64 else f"a whole number from {int(low)} to {int(high):,}"
+        raise InputError(f"{path}[{row}]", given[row].item(), f"must be {allowed}")
+    return np.ascontiguousarray(given, dtype=dtype)
 
 
 def chosen(trace: Requests, keep: NDArray[np.bool_]) -> Requests:

@@ -153,13 +153,22 @@ def _parse(header: Header, block: bytes, before: int, *, integer: bool) -> polar
         elif role == "arrival" and header.time_format is None:
             types[index] = polars.Float64
     schema = {names.get(index, f"unused {index}"): kind for index, kind in enumerate(types)}
-    try:
-        frame = polars.read_csv(
-            block, has_header=False, separator=header.separator, schema=schema,
-            columns=sorted(names), ignore_errors=True, truncate_ragged_lines=True,
+
+    def parsed(text: bytes) -> polars.DataFrame:
+        return polars.read_csv(
+            text, has_header=False, separator=header.separator, schema=schema, columns=sorted(names),
+            ignore_errors=True,
         )  # fmt: skip
+
+    try:
+        frame = parsed(block)
     except polars.exceptions.PolarsError as error:
-        raise _unparsed(header, block, before, error) from error
+        trimmed = _trimmed(header, block, before)
+        try:
+            frame = parsed(trimmed)
+        except polars.exceptions.PolarsError:
+            place = f"{header.path}:{before + 1}"
+            raise InputError(place, str(error)[:80], "must be CSV", "repair the lines from there on") from error
     if header.time_format is not None:
         when = polars.col("arrival").str.to_datetime(header.time_format, time_unit="ns", strict=False)
         frame = frame.with_columns(when.cast(polars.Int64))
@@ -194,21 +203,30 @@ def _check_nulls(frame: polars.DataFrame, header: Header, block: bytes, before: 
     cells = next(csv.reader([text], delimiter=header.separator))
     index, name, _ = header.roles[role]
     if len(cells) < len(header.names):
-        raise _short(header, line, text)
+        raise _malformed(header, line, text)
     kind = "a time like those before it, or seconds" if role == "arrival" else "a whole number of tokens"
     raise InputError(f"{header.path}:{line} {name}", cells[index], f"must be {kind}", "repair or remove the line")
 
 
-def _unparsed(header: Header, block: bytes, before: int, error: Exception) -> InputError:
-    """Return the error for the first line with too few columns, or for the block where there is none."""
+def _trimmed(header: Header, block: bytes, before: int) -> bytes:
+    """Return `block` without the separators that end a line for nothing.
+
+    Raises InputError for the first line with too few columns, or with more of them that are not empty.
+    """
+    lines, separator = [], header.separator.encode()
     for number, line in enumerate(block.split(b"\n"), before + 1):
-        shown = line.decode(errors="replace").strip()
-        if shown and len(next(csv.reader([shown], delimiter=header.separator))) < len(header.names):
-            return _short(header, number, shown)
-    return InputError(f"{header.path}:{before + 1}", str(error)[:80], "must be CSV", "repair the lines from there on")
+        shown = line.decode(errors="replace").strip("\r ")
+        if shown.strip():
+            cells = next(csv.reader([shown], delimiter=header.separator))
+            if len(cells) < len(header.names) or any(cell.strip() for cell in cells[len(header.names) :]):
+                raise _malformed(header, number, shown)
+            for _ in cells[len(header.names) :]:
+                line = line[: line.rindex(separator)]
+        lines.append(line)
+    return b"\n".join(lines)
 
 
-def _short(header: Header, number: int, text: str) -> InputError:
+def _malformed(header: Header, number: int, text: str) -> InputError:
     have = len(next(csv.reader([text], delimiter=header.separator)))
     return InputError(
         f"{header.path}:{number}", text[:80], f"malformed line: has {have} of {len(header.names)} columns",
