@@ -101,13 +101,10 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert "Exception" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["trace generate azure-conv-2023 --requests 300000", "trace generate azure-conv-2023 --requests 300000 -h"],
-)
-def test_a_reader_that_leaves_early_hears_nothing(command: str) -> None:
-    line = f"{sys.executable} -m sonde {command} | head -1"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, cwd=ROOT)
+def test_a_reader_of_traffic_that_leaves_early_hears_nothing() -> None:
+    command = f"{sys.executable} -m sonde trace generate azure-conv-2023 --requests 300000 | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.startswith("arrival_s")
     assert done.stderr == ""
 
 
