@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-#: width of the weights in products of few rows
-WEIGHTS = 2048
+#: inner and outer width of the weights in products of few rows
+WEIGHTS = ((2048, 2048), (1024, 4096))
 
 
 class Effort(NamedTuple):
@@ -246,9 +246,9 @@ def _threads(found: Measured) -> int:
 def _products(found: Measured) -> None:
     effort, device = found.effort, found.device
     square = [Shape(n, n, n) for n in effort.square]
-    few = [Shape(rows, WEIGHTS, WEIGHTS) for rows in effort.rows]
+    few = [Shape(rows, *weights) for weights in WEIGHTS for rows in effort.rows]
     if device == "cuda":
-        square, few = [Shape(4 * s.m, 4 * s.k, 4 * s.n) for s in square], [s._replace(k=8192, n=8192) for s in few]
+        square, few = [Shape(4 * s.m, 4 * s.k, 4 * s.n) for s in square], [Shape(s.m, 4 * s.k, 4 * s.n) for s in few]
     for precision in ("fp64", "fp32", "bf16", "int8"):
         found.products += products(precision, square, threads=found.threads, device=device)
     cold = 2 * found.cache_bytes
