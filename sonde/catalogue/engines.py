@@ -1,11 +1,14 @@
-"""Serving engines: how they schedule by default, and what they add to a step and to the wait for a first token.
+"""Serving engines: how they schedule by default, what they add to a step and to the wait for a first token, and
+how much longer than measured alone their kernels take when they serve.
 
-`data/engines.csv` has one row per (engine, version, attribute). A version is a prefix, such as "0.19"; the longest
-that fits wins, and an empty one fits every version.
+`data/engines.csv` has one row per (engine, version, family of devices, attribute). A version is a prefix, such as
+"0.19"; the row that says most wins. `data/effects.csv` holds factors on the time of classes of operators, by family
+of devices, precision, model or system: all that fit are multiplied.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 
@@ -13,23 +16,36 @@ from sonde.catalogue.efficiencies import Efficiencies, EngineOverhead
 from sonde.catalogue.rows import read, table
 from sonde.errors import InputError, unknown
 
-COLUMNS = ("engine", "version", "attribute", "value", "source", "date")
+COLUMNS = ("engine", "version", "family", "attribute", "value", "source", "date")
+EFFECTS = ("scope", "name", "operator", "factor", "source", "date")
 
 #: attributes that are words; all others are numbers
 WORDS = ("batching",)
 
-#: classes of operators whose time an engine may stretch
-FACTORS = ("gemm", "experts", "attention_prefill", "attention_decode", "elementwise", "collective")
+#: classes of operators whose time an engine or a device may stretch
+CLASSES = ("gemm", "experts", "attention-prefill", "attention-decode", "elementwise", "collective")
+
+#: what an effect may belong to
+SCOPES = ("family", "precision", "model", "system")
+
+#: what stands in the place of a version that nobody wrote down
+UNKNOWN_VERSION = "unknown"
+
+#: clients from which an engine counts as busy
+BUSY = 16
 
 
 @dataclass(frozen=True, slots=True)
 class ServingEngine:
-    """One engine (and version): its scheduler's defaults and its constants.
+    """One engine, in one version, on one family of devices: its scheduler's defaults and its constants.
 
     batching, token_budget, max_batch, memory_fraction   as in `deployment.tree.Batching` and `Replica`
-    spare_slots        places of the batch that it leaves empty when clients are as many as places
-    step_s, layer_s, sequence_s, token_s   time that it adds to a step: once, per layer, per decoding sequence, per token
+    step_s, layer_s, sequence_s, token_s   time that it adds to a step: once, per layer, per sequence that decodes, per
+                                           token
     ttft_s, ttft_token_s                   time before a request is scheduled: once, and per token of its prompt
+    poll_steps      steps that a request waits until the scheduler sees it; `busy` with 16 clients or more, `ranks`
+                    where attention ranks wait for each other
+    ttft_factor, poll_factor               what a version changes in `ttft_s` and in `poll_steps`
     gemm ... collective                    factor on the time of a class of operators
     ttft_low ... tpot_high                 ends of the 80 % interval, as factors on the prediction
     """
@@ -39,13 +55,17 @@ class ServingEngine:
     token_budget: float
     max_batch: float
     memory_fraction: float
-    spare_slots: float
     step_s: float
     layer_s: float
     sequence_s: float
     token_s: float
     ttft_s: float
     ttft_token_s: float
+    poll_steps: float
+    poll_steps_busy: float
+    poll_steps_ranks: float
+    ttft_factor: float
+    poll_factor: float
     gemm: float
     experts: float
     attention_prefill: float
@@ -57,11 +77,20 @@ class ServingEngine:
     tpot_low: float
     tpot_high: float
 
-    def under(self, reached: Efficiencies) -> Efficiencies:
-        """Return what a device reaches under this engine."""
-        factors = tuple((kind.replace("_", "-"), float(getattr(self, kind))) for kind in FACTORS)
-        overhead = EngineOverhead(self.step_s, self.layer_s, self.token_s, self.sequence_s)
+    def under(self, reached: Efficiencies, effects: Mapping[str, float] | None = None) -> Efficiencies:
+        """Return what a device reaches under this engine; `effects` are further factors by class of operators."""
+        more = effects or {}
+        factors = tuple((kind, float(getattr(self, kind.replace("-", "_"))) * more.get(kind, 1.0)) for kind in CLASSES)
+        stretch = more.get("engine", 1.0)
+        overhead = EngineOverhead(
+            self.step_s * stretch, self.layer_s * stretch, self.token_s * stretch, self.sequence_s * stretch
+        )
         return replace(reached, engine=overhead, factors=factors)
+
+    def polls(self, clients: int, ranks: int) -> float:
+        """Return the steps that a request waits until the scheduler sees it."""
+        steps = self.poll_steps_busy if clients >= BUSY else self.poll_steps
+        return self.poll_factor * (self.poll_steps_ranks if ranks > 1 else steps)
 
 
 def engine_names() -> tuple[str, ...]:
@@ -70,15 +99,15 @@ def engine_names() -> tuple[str, ...]:
 
 
 @cache
-def serving_engine(name: str, version: str = "") -> ServingEngine:
-    """Return the engine's constants in that version. Raises InputError for an engine without rows."""
+def serving_engine(name: str, version: str = "", family: str = "") -> ServingEngine:
+    """Return the engine's constants in that version on that family. Raises InputError for an engine without rows."""
     if name not in engine_names():
         raise unknown("engine", name, engine_names(), "engine")
-    best: dict[str, tuple[int, str]] = {}
+    best: dict[str, tuple[int, int, str]] = {}
     for row in _rows():
-        if row["engine"] == name and version.startswith(row["version"]):
-            found = len(row["version"]), row["value"]
-            if found >= best.get(row["attribute"], (-1, "")):
+        if row["engine"] == name and version.startswith(row["version"]) and row["family"] in ("", family):
+            found = (len(row["version"]), len(row["family"]), row["value"])
+            if found[:2] >= best.get(row["attribute"], (-1, -1, ""))[:2]:
                 best[row["attribute"]] = found
     values: dict[str, str | float] = {}
     for field in fields(ServingEngine):
@@ -86,9 +115,21 @@ def serving_engine(name: str, version: str = "") -> ServingEngine:
             continue
         if field.name not in best:
             raise InputError("engines.csv", name, f"lacks {field.name!r}")
-        text = best[field.name][1]
+        text = best[field.name][2]
         values[field.name] = text if field.name in WORDS else float(text)
     return ServingEngine(name, **values)  # type: ignore[arg-type]
+
+
+@cache
+def effects(family: str, precision: str, model: str, system: str) -> Mapping[str, float]:
+    """Return factors on the time of classes of operators ("engine": on what the engine adds), all scopes multiplied."""
+    found = dict.fromkeys((*CLASSES, "engine"), 1.0)
+    wanted = dict(zip(SCOPES, (family, precision, model, system), strict=True))
+    for row in _effect_rows():
+        if wanted[row["scope"]] == row["name"]:
+            for kind in found if row["operator"] == "all" else (row["operator"],):
+                found[kind] *= float(row["factor"])
+    return found
 
 
 @cache
@@ -98,7 +139,24 @@ def _rows() -> tuple[dict[str, str], ...]:
     for where, row in read(table("engines.csv"), "engines.csv", COLUMNS):
         if row["attribute"] not in known:
             raise unknown(f"{where} attribute", row["attribute"], known, "attribute")
-        if not row["source"] or not row["date"]:
-            raise InputError(where, row["attribute"], "needs a source and a date")
+        _check_source(where, row)
         rows.append(row)
     return tuple(rows)
+
+
+@cache
+def _effect_rows() -> tuple[dict[str, str], ...]:
+    rows = []
+    for where, row in read(table("effects.csv"), "effects.csv", EFFECTS):
+        if row["scope"] not in SCOPES:
+            raise unknown(f"{where} scope", row["scope"], SCOPES, "scope")
+        if row["operator"] not in (*CLASSES, "all"):
+            raise unknown(f"{where} operator", row["operator"], (*CLASSES, "all"), "class of operators")
+        _check_source(where, row)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _check_source(where: str, row: dict[str, str]) -> None:
+    if not row["source"] or not row["date"]:
+        raise InputError(where, row, "needs a source and a date")

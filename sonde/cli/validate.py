@@ -13,6 +13,9 @@ from sonde.errors import InputError
 if TYPE_CHECKING:
     from sonde.validate.score import Errors
 
+#: (system, model) pairs without which nothing can be left out and predicted from the rest
+LEAST_PAIRS = 3
+
 
 @click.command()
 @click.argument("path", type=click.Path(path_type=Path))
@@ -33,11 +36,13 @@ def validate(path: Path, out: Path | None, cross_validate: bool, as_json: bool) 
         if cross_validate:
             raise InputError("--cross-validate", str(path), "needs a CSV of results at fixed concurrency")
         _open_loop(path, out, as_json)
+    elif cross_validate:
+        _crossed(path, as_json)
     else:
-        _closed_loop(path, out, cross_validate, as_json)
+        _closed_loop(path, out, as_json)
 
 
-def _closed_loop(path: Path, out: Path | None, cross_validate: bool, as_json: bool) -> None:
+def _closed_loop(path: Path, out: Path | None, as_json: bool) -> None:
     from sonde.validate.predict import predict_all
     from sonde.validate.rows import Fault, read_rows
     from sonde.validate.score import pairs
@@ -57,20 +62,44 @@ def _closed_loop(path: Path, out: Path | None, cross_validate: bool, as_json: bo
     both = pairs(measured.entries, found)
     groups = score(both)
     if as_json:
-        emit(
-            {
-                "rows": len(found), "predicted": len(both),
-                "faults": [fault._asdict() for fault in faults],
-                "errors": {
-                    title: {name: {metric: part._asdict() for metric, part in row.items()} for name, row in group.items()}
-                    for title, group in groups.items()
-                },
-            }
-        )  # fmt: skip
+        head = {"rows": len(found), "predicted": len(both), "faults": [fault._asdict() for fault in faults]}
+        emit({**head, "errors": _plain(groups)})
         return
     click.echo(f"{len(both):,} of {len(found):,} rows predicted")
-    if any(part.rows for part in groups["overall"]["all rows"].values()):
+    if any(part.rows for group in list(groups["overall"].values())[:1] for part in group.values()):
         print_groups(groups)
+
+
+def _crossed(path: Path, as_json: bool) -> None:
+    from sonde.validate.cross import GROUPS, cross_validate, judged
+    from sonde.validate.features import features
+    from sonde.validate.rows import read_rows
+    from sonde.validate.score import Pair
+    from sonde.validate.score import table as score
+
+    measured = read_rows(path)
+    rows = [row for row in measured.rows if row.ttft_ms > 0 and row.tpot_ms > 0]
+    if len({row.model + row.system for row in rows}) < LEAST_PAIRS:
+        raise InputError("--cross-validate", str(path), f"needs measured rows of at least {LEAST_PAIRS} pairs")
+    found = features(rows)
+    other = {by: cross_validate(found, by) for by in GROUPS}
+    result = {}
+    for by in GROUPS:
+        judged_rows, predictions, _ = judged(found, by, [part for name, part in other.items() if name != by])
+        result[by] = score([Pair(row, part) for row, part in zip(judged_rows, predictions, strict=True)])
+    if as_json:
+        emit({by: _plain(groups) for by, groups in result.items()})
+        return
+    for by, groups in result.items():
+        click.echo(f"whole {by} left out of the fit")
+        print_groups({title: groups[title] for title in ("overall", "system", "engine")})
+
+
+def _plain(groups: dict[str, dict[str, dict[str, Errors]]]) -> dict[str, object]:
+    return {
+        title: {name: {metric: part._asdict() for metric, part in row.items()} for name, row in group.items()}
+        for title, group in groups.items()
+    }
 
 
 def print_groups(groups: dict[str, dict[str, dict[str, Errors]]]) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.catalogue.device import Device
-from sonde.catalogue.efficiencies import efficiencies
 from sonde.catalogue.engines import serving_engine
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
@@ -20,6 +19,7 @@ from sonde.cost.table import Engine
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import CannotError, InputError
 from sonde.sim.engine import run
+from sonde.validate.predict import serving
 from sonde.validate.setting import system
 from sonde.workload.requests import Requests, requests
 
@@ -86,9 +86,7 @@ def times(measured: Measured, engine: Engine) -> tuple[Floats, Floats, Floats]:
     outcome = run(measured.requests, [(engine, 1)])
     if not np.isfinite(outcome.finish_s).all():
         raise CannotError("requests of this run do not fit the memory left for caches")
-    constants = serving_engine("vllm", str(measured.meta.get("vllm_version", "")))
-    before = constants.ttft_s + constants.ttft_token_s * measured.requests.prompt_tokens
-    return outcome.ttft_s + before, outcome.tpot_s, outcome.e2e_s + before
+    return outcome.ttft_s, outcome.tpot_s, outcome.e2e_s
 
 
 def vllm(measured: Measured) -> Engine:
@@ -108,7 +106,7 @@ def vllm(measured: Measured) -> Engine:
             ),
         }
     )  # fmt: skip
-    reached = constants.under(efficiencies(measured.device))
+    reached = serving(measured.device, replica, "vllm", version, False)
     engine = compile_replica(measured.model, measured.device, replica, reached=reached)
     blocks = cache.get("num_gpu_blocks")
     if not blocks:

@@ -10,9 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sonde.catalogue.curves import family
+from sonde.catalogue.device import Device
 from sonde.catalogue.devices import device
-from sonde.catalogue.efficiencies import efficiencies
-from sonde.catalogue.engines import ServingEngine, serving_engine
+from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
+from sonde.catalogue.engines import effects, serving_engine
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
 from sonde.cost.table import Engine
@@ -51,7 +53,10 @@ def predict(row: Row) -> Prediction | Fault:
     except SondeError as error:
         return Fault(row.line, row.id, str(error))
     constants = chosen.engine
-    ttft_ms = 1e3 * (ttft_s + constants.ttft_s + constants.ttft_token_s * prompt)
+    polls = constants.polls(row.concurrency, chosen.replica.data_parallel)
+    ttft_ms = 1e3 * (
+        ttft_s + constants.ttft_s * constants.ttft_factor + constants.ttft_token_s * prompt + polls * tpot_s
+    )
     tpot_ms = 1e3 * tpot_s
     return Prediction(
         row.line, row.id, ttft_ms, tpot_ms,
@@ -85,7 +90,7 @@ def compiled(chosen: Setting) -> tuple[Engine, str]:
     for fraction in (replica.memory_fraction, *FULLER):
         tried = replica.model_copy(update={"memory_fraction": max(fraction, replica.memory_fraction)})
         try:
-            engine = _engine(tried, chosen.engine.name, version)
+            engine = _engine(tried, chosen.engine.name, version, chosen.block_scaled)
         except CannotError as error:
             why = error
             continue
@@ -94,10 +99,25 @@ def compiled(chosen: Setting) -> tuple[Engine, str]:
 
 
 @lru_cache(maxsize=512)
-def _engine(replica: Replica, name: str, version: str) -> Engine:
+def _engine(replica: Replica, name: str, version: str, block_scaled: bool) -> Engine:
     hardware = device(replica.device)
-    constants: ServingEngine = serving_engine(name, version)
-    return compile_replica(model(replica.model), hardware, replica, reached=constants.under(efficiencies(hardware)))
+    return compile_replica(
+        model(replica.model), hardware, replica, reached=serving(hardware, replica, name, version, block_scaled)
+    )
+
+
+def serving(hardware: Device, replica: Replica, name: str, version: str, block_scaled: bool) -> Efficiencies:
+    """Return what a device reaches when an engine serves a model on it."""
+    made = family(hardware.name)
+    constants = serving_engine(name, version, made)
+    return constants.under(
+        base(hardware, name, block_scaled), effects(made, replica.weights, replica.model, hardware.name)
+    )
+
+
+def base(hardware: Device, engine: str, block_scaled: bool) -> Efficiencies:
+    """Return what a device reaches, by the curves of that engine's kernels where it has any."""
+    return efficiencies(hardware, engine if engine in engines() else "default", block_scaled=block_scaled)
 
 
 def simulated(chosen: Setting, engine: Engine) -> tuple[float, float, float]:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sonde.catalogue.curves import family
 from sonde.catalogue.device import Device
 from sonde.catalogue.devices import device, device_names
-from sonde.catalogue.engines import ServingEngine, engine_names, serving_engine
+from sonde.catalogue.engines import UNKNOWN_VERSION, ServingEngine, engine_names, serving_engine
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.deployment.tree import Batching, Replica
@@ -22,7 +23,8 @@ PRECISIONS = {
     "fp16": ("bf16", "bf16", "bf16"), "float16": ("bf16", "bf16", "bf16"),
     "fp8": ("fp8", "fp8", "fp8"), "fp8_block": ("fp8", "fp8", "fp8"), "fp8_static": ("fp8", "fp8", "fp8"),
     "fp4": ("nvfp4", "nvfp4", "fp8"), "nvfp4": ("nvfp4", "nvfp4", "fp8"),
-    "mxfp4": ("mxfp4", "bf16", "bf16"), "w4a16_mxfp4": ("mxfp4", "bf16", "bf16"), "w4a8_mxfp4_mxfp8": ("mxfp4", "fp8", "fp8"),
+    "mxfp4": ("mxfp4", "bf16", "bf16"), "w4a16_mxfp4": ("mxfp4", "bf16", "bf16"),
+    "w4a8_mxfp4_mxfp8": ("mxfp4", "fp8", "fp8"),
     "int4": ("int4", "bf16", "bf16"), "int4_wo": ("int4", "bf16", "bf16"),
     "int8": ("int8", "int8", "bf16"), "int8_wo": ("int8", "bf16", "bf16"),
 }  # fmt: skip
@@ -30,6 +32,9 @@ PRECISIONS = {
 #: benchmarks of these nominal lengths draw each length evenly from 0.8 to 1 of the nominal one; others keep to it
 DRAWN_LENGTHS = (1024, 8192)
 SHORTEST = 0.8
+
+#: models whose 8-bit weights are published with a scale for every block
+BLOCK_SCALED = ("deepseek", "glm-5", "minimax", "qwen3.5")
 
 #: requests sent by every client, as benchmarks do; at least, and at most in all
 ROUNDS, FEWEST, MOST = 10, 32, 6000
@@ -47,6 +52,7 @@ class Setting(NamedTuple):
     replica: Replica
     engine: ServingEngine
     replicas: int
+    block_scaled: bool
     note: str
 
 
@@ -54,8 +60,8 @@ def setting(row: Row) -> Setting:
     """Return what the row ran on. Raises InputError on what the catalogue does not know or cannot be."""
     if row.engine not in engine_names():
         raise unknown("backend", row.engine, engine_names(), "engine")
-    engine = serving_engine(row.engine, row.version)
     found, hardware = model(row.model), system(row.system)
+    engine = serving_engine(row.engine, row.version or UNKNOWN_VERSION, family(hardware.name))
     weights, activations, cache = _precisions(row, found)
     tensor, data, expert, note = _parallelism(row, found)
     mixture = any(ff.experts for ff in found.feedforwards)
@@ -69,7 +75,7 @@ def setting(row: Row) -> Setting:
             "batching": batching,
         }
     )  # fmt: skip
-    return Setting(row, found, hardware, replica, engine, 1 if mixture else data, note)
+    return Setting(row, found, hardware, replica, engine, 1 if mixture else data, _block_scaled(row, found), note)
 
 
 def system(name: str) -> Device:
@@ -85,7 +91,7 @@ def system(name: str) -> Device:
 def lengths(row: Row, seed: int = 0) -> Requests:
     """Return the requests that the clients of `row` send, in order: `ROUNDS` each."""
     n = min(max(ROUNDS * row.concurrency, FEWEST), max(MOST, 2 * row.concurrency))
-    if row.isl in DRAWN_LENGTHS and row.osl in DRAWN_LENGTHS:
+    if (row.isl in DRAWN_LENGTHS and row.osl in DRAWN_LENGTHS) or row.engine != "sglang":
         random = np.random.default_rng([seed, row.isl, row.osl])
         prompt = random.integers(max(int(SHORTEST * row.isl), 1), row.isl + 1, n)
         output = random.integers(max(int(SHORTEST * row.osl), 1), row.osl + 1, n)
@@ -101,6 +107,11 @@ def _precisions(row: Row, found: Model) -> tuple[str, str, str]:
         if name not in PRECISIONS:
             raise unknown(column, name, PRECISIONS, "precision")
     return PRECISIONS[row.precision]
+
+
+def _block_scaled(row: Row, found: Model) -> bool:
+    """Return whether 8-bit weights are scaled block by block: said of the row, or published so."""
+    return "block" in row.precision + row.experts_precision or found.name.startswith(BLOCK_SCALED)
 
 
 def _parallelism(row: Row, found: Model) -> tuple[int, int, int, str]:

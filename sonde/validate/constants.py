@@ -1,0 +1,117 @@
+"""Fitted constants, written to the catalogue: `python -m sonde.validate.constants CSV` fits them anew."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sonde.catalogue.engines import CLASSES
+from sonde.errors import InputError
+from sonde.validate.cross import GROUPS, cross_validate, intervals, measured
+from sonde.validate.features import OVERHEADS, Features, features
+from sonde.validate.fit import SPREADS, Floats, design, solve
+from sonde.validate.rows import read_rows
+from sonde.validate.score import apart
+
+SCHEDULING = ("batching", "token_budget", "max_batch", "memory_fraction")
+SOURCE = (
+    "fitted by `python -m sonde.validate.constants` on serving measurements of ai-dynamo/aiconfigurator (Apache-2.0)"
+)
+HELD = "quantiles of residuals of rows that the fit had not seen (sonde.validate.constants), same measurements"
+
+Line = tuple[str, ...]
+
+
+def fitted(found: Features, spreads: Mapping[str, float] = SPREADS) -> dict[str, float]:
+    """Return every constant by its name, fitted on all rows that are not counted apart."""
+    rows = [chosen.row for chosen in found.settings]
+    plan = design(found, spreads)
+    use = np.flatnonzero([not apart(row) for row in rows])
+    theta: Floats = solve(found, plan, use, measured(rows))
+    return {name: float(np.exp(value)) for name, value in zip(plan.names, theta, strict=True)}
+
+
+def interval_lines(found: Features) -> Iterator[tuple[str, str, float]]:
+    """Yield (engine, attribute, factor): the ends of the 80 % intervals, from rows that no fit had seen."""
+    rows = [chosen.row for chosen in found.settings]
+    held = [cross_validate(found, by) for by in GROUPS]
+    target = measured(rows)
+    trusted = np.array([not apart(row) for row in rows])
+    names = [row.engine for row, use in zip(rows, trusted, strict=True) if use] * len(held)
+    for column, metric in enumerate(("tpot", "ttft")):
+        residual = np.concatenate([np.log(target / part.predicted)[trusted, column] for part in held])
+        for engine, ends in intervals(residual, names).items():
+            yield engine, f"{metric}_low", ends[0]
+            yield engine, f"{metric}_high", ends[1]
+
+
+def engine_lines(values: Mapping[str, float], engine: str) -> Iterator[tuple[str, str, str, float]]:
+    """Yield (version, family, attribute, value) of one engine."""
+    for kind in CLASSES:
+        factor = values.get(f"all//{kind}", 1.0) * values.get(f"engine/{engine}/{kind}", 1.0)
+        yield "", "", kind.replace("-", "_"), factor
+    for name in (*OVERHEADS, "ttft", "ttft_token"):
+        yield "", "", f"{name}_s", values[f"engine/{engine}/{name}_s"]
+    polls = {tuple(name.split("/")[2:]): value for name, value in values.items() if name.startswith(f"poll/{engine}/")}
+    usual = polls.get(("", ""), next(iter(polls.values())))
+    ranks = polls.get(("", "ranks"), usual)
+    for attribute, value in (("poll_steps", usual), ("poll_steps_busy", usual), ("poll_steps_ranks", ranks)):
+        yield "", "", attribute, value
+    for (family, load), value in polls.items():
+        if family:
+            yield "", family, "poll_steps_busy" if load == "busy" else "poll_steps", value
+    for attribute, name in (("ttft_factor", "ttft"), ("poll_factor", "poll")):
+        yield "", "", attribute, 1.0
+        for label, value in values.items():
+            scope, _, rest = label.partition("/")
+            if scope == "version" and rest.startswith(f"{engine}/") and rest.endswith(f"/{name}"):
+                yield rest.split("/")[1], "", attribute, value
+
+
+def effect_lines(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, float]]:
+    """Yield (scope, name, operator, factor) of what is not an engine's."""
+    for label, value in values.items():
+        scope, name, *rest = label.split("/")
+        if scope in ("family", "precision", "model", "system"):
+            yield scope, name, rest[0], value
+
+
+def write(found: Features, folder: Path) -> None:
+    """Write engines.csv and effects.csv of `folder` anew; scheduling defaults in them are kept."""
+    values, today = fitted(found), datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    with (folder / "engines.csv").open(encoding="utf-8", newline="") as file:
+        kept = [row for row in csv.DictReader(file) if row["attribute"] in SCHEDULING]
+    head = ("engine", "version", "family", "attribute", "value", "source", "date")
+    lines: list[Line] = [tuple(row[column] for column in head) for row in kept]
+    for engine in sorted({chosen.engine.name for chosen in found.settings}):
+        lines += [(engine, *row[:3], f"{row[3]:.4g}", SOURCE, today) for row in engine_lines(values, engine)]
+    lines += [(engine, "", "", name, f"{value:.4g}", HELD, today) for engine, name, value in interval_lines(found)]
+    _write(folder / "engines.csv", head, lines)
+    effects = [(*row[:3], f"{row[3]:.4g}", SOURCE, today) for row in effect_lines(values)]
+    _write(folder / "effects.csv", ("scope", "name", "operator", "factor", "source", "date"), sorted(effects))
+
+
+def _write(path: Path, head: Line, lines: Sequence[Line]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(head)
+        table.writerows(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Fit the constants on the CSV named, and write them to the catalogue (or to the folder named after it)."""
+    if not arguments:
+        raise InputError("arguments", "none", "needs the CSV of serving measurements")
+    from importlib.resources import files
+
+    folder = Path(arguments[1]) if len(arguments) > 1 else Path(str(files("sonde.catalogue"))) / "data"
+    write(features(read_rows(Path(arguments[0])).rows), folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,136 @@
+"""Cross-validation: constants fitted without the rows that they are judged on.
+
+By pairs, whole (system, model) pairs are left out: what a new model or device would see. By curves, a curve
+(everything but concurrency fixed) is left out whole, while others of its pair stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.validate.features import Features
+from sonde.validate.fit import SPREADS, Floats, design, model_times, solve
+from sonde.validate.predict import Prediction
+from sonde.validate.rows import Row
+from sonde.validate.score import apart
+
+FOLDS = 8
+
+
+class Held(NamedTuple):
+    """Predictions of rows that their fit has not seen: TPOT and TTFT in s, [n, 2], and the fold of every row."""
+
+    predicted: Floats
+    fold: NDArray[np.int64]
+
+
+def pair_of(row: Row) -> str:
+    """Return the (system, model) pair of a row."""
+    return f"{row.system}|{row.model}"
+
+
+def curve_of(row: Row) -> str:
+    """Return what a row shares with those that differ from it in concurrency alone."""
+    return "|".join(
+        str(value)
+        for value in (
+            row.system, row.model, row.engine, row.version, row.tensor, row.pipeline, row.data, row.expert,
+            row.precision, row.isl, row.osl,
+        )
+    )  # fmt: skip
+
+
+GROUPS = {"pairs": pair_of, "curves": curve_of}
+
+
+def folds(groups: Sequence[str], count: int = FOLDS) -> NDArray[np.int64]:
+    """Return the fold of every row: groups stay whole, the largest goes to the fold that holds fewest rows."""
+    names, where, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    held = np.zeros(min(count, len(names)), dtype=np.int64)
+    of_group = np.zeros(len(names), dtype=np.int64)
+    for group in np.argsort(-sizes, kind="stable"):
+        of_group[group] = int(held.argmin())
+        held[of_group[group]] += sizes[group]
+    return of_group[where]
+
+
+def measured(rows: Sequence[Row]) -> Floats:
+    """Return TPOT and TTFT in s, [n, 2]."""
+    return np.array([(row.tpot_ms, row.ttft_ms) for row in rows]) / 1e3
+
+
+def cross_validate(found: Features, by: str, spreads: Mapping[str, float] = SPREADS, count: int = FOLDS) -> Held:
+    """Return predictions of every row by constants that were fitted without its group ("pairs" or "curves").
+
+    Rows that are counted apart are predicted and never fitted on.
+    """
+    rows = [chosen.row for chosen in found.settings]
+    fold = folds([GROUPS[by](row) for row in rows], count)
+    trusted = np.array([not apart(row) for row in rows])
+    target = measured(rows)
+    plan = design(found, spreads)
+    predicted = np.zeros((len(rows), 2))
+    for each in range(int(fold.max()) + 1):
+        theta = solve(found, plan, np.flatnonzero((fold != each) & trusted), target)
+        tpot, ttft, _, _ = model_times(found, plan, theta)
+        here = fold == each
+        predicted[here, 0], predicted[here, 1] = tpot[here], ttft[here]
+    return Held(predicted, fold)
+
+
+def intervals(residual: Floats, groups: Sequence[str], share: float = 0.8) -> dict[str, tuple[float, float]]:
+    """Return per group the factors on a prediction between which `share` of measurements lie.
+
+    residual   logarithm of measured over predicted, of rows that the fit had not seen. The two quantiles are the
+               conformal ones: of n residuals the one of rank (n + 1)·q, so that a new one of the same kind falls
+               between with at least that chance. Groups of fewer than 20 take the quantiles of all.
+    """
+    names = np.array(groups)
+    low, high = (1.0 - share) / 2.0, (1.0 + share) / 2.0
+    everything = _ends(residual, low, high)
+    return {
+        str(name): _ends(residual[names == name], low, high) if np.count_nonzero(names == name) >= 20 else everything
+        for name in np.unique(names)
+    }
+
+
+def _ends(residual: Floats, low: float, high: float) -> tuple[float, float]:
+    n = len(residual)
+    ordered = np.sort(residual)
+    first = ordered[max(int(np.floor((n + 1) * low)) - 1, 0)]
+    last = ordered[min(int(np.ceil((n + 1) * high)) - 1, n - 1)]
+    return float(np.exp(first)), float(np.exp(last))
+
+
+def judged(found: Features, by: str, others: Sequence[Held]) -> tuple[list[Row], list[Prediction], Held]:
+    """Return the rows, and predictions of each with an interval, neither of which its group has had a part in.
+
+    The interval of a fold comes from residuals of the other folds; `others` are cross-validations by other groups
+    whose residuals are pooled with them, but for the rows of the fold.
+    """
+    rows = [chosen.row for chosen in found.settings]
+    held = cross_validate(found, by)
+    target = measured(rows)
+    trusted = np.array([not apart(row) for row in rows])
+    engine = np.array([row.engine for row in rows])
+    ends = np.ones((len(rows), 2, 2))
+    for each in np.unique(held.fold):
+        rest = (held.fold != each) & trusted
+        for metric in (0, 1):
+            pool = np.concatenate([np.log(target / part.predicted)[rest, metric] for part in (held, *others)])
+            found_ends = intervals(pool, list(np.tile(engine[rest], 1 + len(others))))
+            for row in np.flatnonzero(held.fold == each):
+                ends[row, metric] = found_ends.get(engine[row], _ends(pool, 0.1, 0.9))
+    times = 1e3 * held.predicted
+    predictions = [
+        Prediction(
+            row.line, row.id, times[i, 1], times[i, 0], times[i, 1] * ends[i, 1, 0], times[i, 1] * ends[i, 1, 1],
+            times[i, 0] * ends[i, 0, 0], times[i, 0] * ends[i, 0, 1], "",
+        )
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    return rows, predictions, held
