@@ -33,6 +33,12 @@ def check(deployment: Deployment) -> tuple[str, ...]:
         for j, pool in enumerate(site.pools):
             path = f"sites[{i}].pools[{j}]"
             warnings += [f"{path}: {warning}" for warning in _check_pool(pool, path)]
+            first = deployment.pools[0].replica.model
+            if pool.replica.model != first:
+                raise InputError(
+                    f"{path}.replica.model", pool.replica.model, f"must be {first!r} as in the first pool",
+                    "one router stands before all pools, so users would be answered by either model",
+                )  # fmt: skip
     return tuple(warnings)
 
 

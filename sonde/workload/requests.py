@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,13 +136,13 @@ def requests(
             (prompt_tokens, "prompt_tokens", np.int32, (1, _MOST_TOKENS)),
             (output_tokens, "output_tokens", np.int32, (1, _MOST_TOKENS)),
             (session, "session", np.int32, (-1, _MOST_TOKENS)),
-            (priority, "priority", np.int8, (0, 127)),
+            (priority, "priority", np.int8, (-128, 127)),
         )
     ]
     lengths = [n, *map(len, columns)]
     if len(set(lengths)) > 1:
         raise InputError(path, f"{', '.join(map(str, lengths))} rows", "columns must be of one length")
-    return Requests(arrival, *columns, np.zeros(n + 1, np.int64), np.empty(0, np.int64), 0)
+    return Requests._make([arrival, *columns, np.zeros(n + 1, np.int64), np.empty(0, np.int64), 0])
 
 
 def _column(values: object, path: str, dtype: type[np.generic], limits: tuple[float, float]) -> Any:
