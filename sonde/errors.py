@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
 
 
 class SondeError(Exception):
@@ -44,6 +46,14 @@ class InputError(SondeError):
 
 class CannotError(SondeError):
     """The question was understood, and the answer is no: the text says why and how far it got."""
+
+
+def library(name: str, use: str) -> ModuleType:
+    """Return an optional library. Raises CannotError that says what it is for and how to get it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise CannotError(f"{use} needs {name}, which is not installed: pip install {name}") from error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

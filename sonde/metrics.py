@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.errors import library
 from sonde.workload.requests import Requests
 
 if TYPE_CHECKING:
@@ -200,9 +201,7 @@ class Outcome:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the rows of `columns` as a pandas frame (needs pandas installed)."""
-        import pandas
-
-        return pandas.DataFrame(self.columns())
+        return library("pandas", "to_pandas()").DataFrame(self.columns())
 
     def __repr__(self) -> str:
         s: dict[str, Any] = self.summary()

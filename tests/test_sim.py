@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable
-from sonde.errors import InputError
+from sonde.errors import CannotError, InputError
 from sonde.metrics import Objective, itl_edges
 from sonde.sim.engine import run
 from sonde.workload.requests import requests as make_requests
@@ -216,3 +216,11 @@ def test_without_the_jit_the_twin_still_agrees():
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "9 passed" in done.stdout
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    outcome = run(make_requests([0.0], [1], [1]), [(engine(fixed=1.0), 1)])
+    assert len(outcome.to_pandas()) == len(outcome.to_polars()) == 1
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(CannotError, match="pip install pandas"):
+        outcome.to_pandas()

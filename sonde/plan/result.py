@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment
+from sonde.errors import library
 from sonde.metrics import Objective, Outcome
 from sonde.units import show
 from sonde.workload.requests import Requests
@@ -112,7 +113,7 @@ class PlanResult:
         """Return the answer as `plan --json` prints it, in plain mappings and lists."""
         return {
             "plans": [plan.to_json() for plan in self.plans],
-            "bound_usd_per_hour": self.bound_usd_per_hour,
+            "bound_usd_per_hour": min([round(self.bound_usd_per_hour, 6), *(p.usd_per_hour for p in self.plans[:1])]),
             "bound_reason": self.bound_reason,
             "objectives": [objective._asdict() for objective in self.objectives],
             "candidates": self.candidates,
@@ -140,9 +141,7 @@ class PlanResult:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return `rows` as a pandas frame (needs pandas installed)."""
-        import pandas
-
-        return pandas.DataFrame(self.rows())
+        return library("pandas", "to_pandas()").DataFrame(self.rows())
 
     def __repr__(self) -> str:
         count = f"{self.candidates:,} candidates, {self.simulations:,} simulations of {self.requests.n:,} requests"
