@@ -201,7 +201,8 @@ class Outcome:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the rows of `columns` as a pandas frame (needs pandas installed)."""
-        return library("pandas", "to_pandas()").DataFrame(self.columns())
+        frame: pandas.DataFrame = library("pandas", "to_pandas()").DataFrame(self.columns())
+        return frame
 
     def __repr__(self) -> str:
         s: dict[str, Any] = self.summary()

@@ -141,7 +141,8 @@ class PlanResult:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return `rows` as a pandas frame (needs pandas installed)."""
-        return library("pandas", "to_pandas()").DataFrame(self.rows())
+        frame: pandas.DataFrame = library("pandas", "to_pandas()").DataFrame(self.rows())
+        return frame
 
     def __repr__(self) -> str:
         count = f"{self.candidates:,} candidates, {self.simulations:,} simulations of {self.requests.n:,} requests"
