@@ -164,6 +164,9 @@ def test_the_verb_prints_what_was_measured_and_writes_the_row(
         assert said["row"] == tables(found).device[0]
         assert [rate["kernel"] for rate in said["stream"][:4]] == ["copy", "scale", "add", "triad"]
         assert all(product["flops_per_s"] > 0 for product in said["products"])
+        page = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+        section = page.partition("## `sonde calibrate machine --json`")[2].partition("\n## ")[0]
+        assert [key for key in said if f"`{key}`" not in section] == []
     else:
         assert all(title in ended.out for title in ("STREAM", "Matrix products", "Latency of a load", "The device row"))
     shown = sonde_cli("show", out, "--json")
