@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,55 @@ def test_simulate_refuses_what_it_cannot_use(arguments: list[str], words: str, s
     assert end.code == 2
     assert words in end.err
     assert not end.out
+
+
+def test_a_policy_is_found_beside_the_scenario_and_the_deployment(
+    tmp_path: Path, sonde_cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "scenario.md").read_text(encoding="utf-8")
+    folder, name = tmp_path / "question", "mine_beside"
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(page.partition("```python\n")[2].partition("```")[0], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    search = SCENARIO["search"] | {"routing": [f"{name}:emptiest"]}
+    (folder / "scenario.yaml").write_text(yaml.safe_dump(SCENARIO | {"search": search}), encoding="utf-8")
+    end = sonde_cli("plan", "question/scenario.yaml", "--no-report", "--json")
+    assert end.code == 0, end.err
+    best = end.json()["plans"][0]["deployment"]
+    assert best["routing"]["policy"] == f"{name}:emptiest"
+    (folder / "deployment.yaml").write_text(yaml.safe_dump(best), encoding="utf-8")
+    sys.modules.pop(name)
+    end = sonde_cli("simulate", "question/deployment.yaml", "--profile", "azure-conv-2023", "--duration", "20 s")
+    assert end.code == 0, end.err
+
+
+def test_a_scenario_without_workload_needs_a_trace(
+    scenario: Callable[..., Path], sonde_cli: Callable[..., Ended]
+) -> None:
+    path = scenario()
+    path.write_text(yaml.safe_dump({k: v for k, v in SCENARIO.items() if k != "workload"}), encoding="utf-8")
+    end = sonde_cli("plan", path, "--no-report")
+    assert end.code == 2
+    assert "workload = (missing)" in end.err
+    Path("t.csv").write_text("arrival_s,prompt_tokens,output_tokens\n" + "".join(f"{i},100,20\n" for i in range(20)))
+    assert sonde_cli("plan", path, "--no-report", "--trace", "t.csv").code == 0
+
+
+def test_tables_that_are_piped_fold_only_where_columns_says_so(
+    scenario: Callable[..., Path], sonde_cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    path = scenario(hardware=[*SCENARIO["hardware"], {"device": "gb300"}])
+    wide = sonde_cli("plan", path, "--no-report", "--top", 1)
+    assert "no on-demand price is known; give `price:` or `purchase: owned`" in wide.out
+    assert "in the report" not in wide.out
+    assert "more plans are in --json" in wide.out
+    assert "Lower bound" in wide.out
+    assert "from 0 ns" not in wide.out
+    assert " from the start must be served" in wide.out
+    monkeypatch.setenv("COLUMNS", "90")
+    assert max(map(len, sonde_cli("plan", path, "--no-report").out.splitlines())) <= 90
 
 
 def test_a_scenario_is_no_deployment_nor_the_other_way_round(sonde_cli: Callable[..., Ended]) -> None:

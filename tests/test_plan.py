@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -21,10 +22,13 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan import plan
 from sonde.plan.candidates import enumerate_candidates, precisions
 from sonde.plan.demand import demand
+from sonde.plan.demand import given as handed
 from sonde.plan.explain import explain, prefill_per_s
 from sonde.plan.prune import impossible
 from sonde.plan.result import PlanResult
 from sonde.plan.work import allowed_misses
+from sonde.report import text as report_text
+from sonde.report import views
 from sonde.sim.engine import run
 from sonde.workload.context import within
 from sonde.workload.requests import Requests, requests
@@ -250,6 +254,37 @@ def test_what_is_within_the_context_fits_it(seed: int, how: Literal["clip", "dro
         theirs = hashed.block_hash[start[before] : start[before + 1]]
         assert mine.tolist() == theirs[: len(mine)].tolist()
         assert len(mine) == min(len(theirs), -(-served.prompt_tokens[row] // block))
+
+
+def test_what_is_in_the_traffic_and_not_in_the_answer_is_said() -> None:
+    trace = requests(np.repeat(np.arange(20) * 3.0, 5), np.full(100, 64), np.full(100, 10))
+    start, shared = np.arange(101) * 4, np.tile([1, 2, 3, 4], 100)
+    hashed = trace._replace(block_start=start, block_hash=shared, block_tokens=16)
+    notes = " ".join(given_to(hashed))
+    assert "99 % of the prompts' blocks were there before" in notes
+    assert "81 % of the requests arrive at the same instant as the one before: times lie on a grid of 3 s" in notes
+    assert given_to(chat(50)) == ()
+
+
+def given_to(trace: Requests) -> tuple[str, ...]:
+    return handed(trace, model("llama-3.1-8b")).notes
+
+
+def test_the_bound_is_round_and_below_the_best_plan(answer: PlanResult) -> None:
+    tight = dataclasses.replace(answer, bound_usd_per_hour=answer.plans[0].usd_per_hour * (1 - 1e-9))
+    bound = tight.to_json()["bound_usd_per_hour"]
+    assert bound == answer.plans[0].usd_per_hour == round(answer.plans[0].usd_per_hour, 6)
+    assert report_text.gap(tight.plans[0], tight.bound_usd_per_hour) == 0
+
+
+def test_the_report_names_a_trace_without_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    chat(30).to_csv(path)
+    result = plan(question(workload={"trace": str(path)}))
+    assert report_text.workload_text(result).startswith("mine.csv: 30 requests over ")
+    shown = views.plan_view(result)["scenario"]
+    assert "trace: mine.csv" in shown
+    assert str(tmp_path) not in shown
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +19,8 @@ from sonde import units
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+PIPED = 1000  # columns of a table that goes to a file or another program
 
 Progress = Callable[[int, int, str], None]
 
@@ -49,11 +53,19 @@ def note(text: str) -> None:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that is at least 100 columns wide where its output is not a terminal."""
+    """Return a console as wide as the terminal, or as COLUMNS says; where there is neither, too wide to fold."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 120, highlight=False, soft_wrap=False)
+    known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(stderr=stderr, width=None if known else PIPED, highlight=False, soft_wrap=False)
+
+
+def import_beside(path: Path) -> None:
+    """Let policies of the user's own, `module:function`, be found in the folder of a scenario or deployment too."""
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
 
 
 def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sonde.cli.output import console, emit, json_option, note, progress
+from sonde.cli.output import console, emit, import_beside, json_option, note, progress
 
 if TYPE_CHECKING:
     from sonde.plan.result import PlanResult
@@ -34,12 +34,13 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
     """
     from sonde.plan.planner import plan as search
 
+    import_beside(scenario)
     with progress() as tell:
         result = search(scenario, trace=trace, progress=tell)
     if as_json:
         emit(result.to_json())
     else:
-        _show(result, top)
+        _show(result, top, reported=not no_report)
     if not no_report:
         from sonde.report.page import write_page
 
@@ -47,13 +48,16 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
     _end(result)
 
 
-def _show(result: PlanResult, top: int) -> None:
+def _show(result: PlanResult, top: int, *, reported: bool) -> None:
     from sonde.report import tables
 
     screen = console()
     if result.plans:
-        screen.print(tables.plan_table(result, top))
-    screen.print(tables.rejection_table(result, top))
+        screen.print(tables.plan_table(result, top, reported=reported))
+    else:
+        for text in result.notes:
+            note(text)
+    screen.print(tables.rejection_table(result, top, reported=reported))
 
 
 def _end(result: PlanResult) -> None:

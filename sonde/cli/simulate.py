@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sonde.cli.output import emit, json_option, note
+from sonde.cli.output import emit, import_beside, json_option, note
 from sonde.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def simulate(
     if (trace is None) == (profile is None):
         given = "neither" if trace is None else "both"
         raise InputError("--trace, --profile", given, "needs exactly one of them", "it is unclear what to simulate")
+    import_beside(deployment)
     promised = objectives(objective)
     tree = load(deployment)
     file = None if trace is None else str(trace)

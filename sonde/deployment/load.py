@@ -101,9 +101,9 @@ def _quantile(name: object, path: str) -> float:
 
 def _check_quantities(scenario: Scenario) -> None:
     workload = scenario.workload
-    if workload.rate is not None:
+    if workload is not None and workload.rate is not None:
         parse(workload.rate, "rate", "workload.rate")
-    if workload.duration is not None:
+    if workload is not None and workload.duration is not None:
         parse(workload.duration, "time", "workload.duration")
     for i, kind in enumerate(scenario.hardware):
         if kind.price is not None:
@@ -113,9 +113,10 @@ def _check_quantities(scenario: Scenario) -> None:
 
 def _beside(scenario: Scenario, source: object) -> Scenario:
     """Return the scenario with files that lie beside the scenario file named from here."""
-    if not _is_file(source):
+    workload = scenario.workload
+    if workload is None or not _is_file(source):
         return scenario
-    folder, workload = Path(str(source)).parent, scenario.workload
+    folder = Path(str(source)).parent
     found = {
         key: str(folder / name)
         for key, name in (("trace", workload.trace), ("profile", workload.profile))

@@ -77,7 +77,7 @@ class Scenario(Choice):
     """A question to `plan`. `objectives` maps ttft, tpot, e2e or itl to a limit, or to {quantile: limit}."""
 
     model: Line
-    workload: WorkloadChoice
+    workload: WorkloadChoice | None = None  # where no trace is given apart
     objectives: dict[str, Limits] = Field(min_length=1)
     hardware: tuple[HardwareChoice, ...] = Field(min_length=1)
     search: SearchChoice = SearchChoice()

@@ -78,6 +78,7 @@ class Replica(Choice):
     weights: Precision = "bf16"
     activations: Precision = "bf16"
     kv_cache: Precision = "bf16"
+    engine: Literal["generic", "vllm", "sglang", "trtllm"] = "generic"  # whose constants steps are computed with
     memory_fraction: float = Field(default=0.9, gt=0, le=1)  # of device memory that the engine may use
     block_tokens: int = Field(default=16, ge=1, le=1024)  # tokens in one block of KV cache
     batching: Batching = Batching()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from sonde.catalogue.model import Model
 from sonde.deployment.scenario import WorkloadChoice
-from sonde.errors import InputError
+from sonde.errors import MISSING, InputError
 from sonde.units import parse, show
 from sonde.workload.context import LongPrompts, within
 from sonde.workload.requests import Requests, scale_rate
+
+_SAME = 0.5  # share of requests that share an instant from which the log may have made it so
 
 
 class Demand(NamedTuple):
@@ -21,12 +24,17 @@ class Demand(NamedTuple):
     notes: tuple[str, ...]
 
 
-def demand(choice: WorkloadChoice, model: Model) -> Demand:
+def demand(choice: WorkloadChoice | None, model: Model) -> Demand:
     """Return the requests of a scenario's workload, within the model's context.
 
     Raises InputError where the trace cannot be read, and where a prompt is longer than the model's context
     (naming the line of the file where it is known) and `choice` does not say to clip or drop it.
     """
+    if choice is None:
+        raise InputError(
+            "workload", MISSING, "needs `trace` (a file) or `profile` (a name or a file)",
+            "there is nothing to serve; a trace may also be given apart (--trace)",
+        )  # fmt: skip
     found = _read(choice) if choice.trace is not None else _generate(choice)
 
     def where(row: int) -> str:
@@ -35,12 +43,33 @@ def demand(choice: WorkloadChoice, model: Model) -> Demand:
         return f"workload[{row}].prompt_tokens" if choice.trace is None else place(choice.trace, row)
 
     served, notes = within(found.requests, model.context, choice.long_prompts, where)
-    return Demand(served, (*found.notes, *notes))
+    return Demand(served, (*found.notes, *notes, *_remarks(served)))
 
 
 def given(trace: Requests, model: Model, long_prompts: LongPrompts = "refuse") -> Demand:
     """Return requests that were handed over as columns, within the model's context."""
-    return Demand(*within(trace, model.context, long_prompts))
+    served, notes = within(trace, model.context, long_prompts)
+    return Demand(served, (*notes, *_remarks(served)))
+
+
+def _remarks(asked: Requests) -> Iterator[str]:
+    """Yield what is in the requests and not in the answer, and what the answer may rest on by accident."""
+    from sonde.workload.statistics import prefix_hits, tick
+
+    if len(asked.block_hash):
+        blocks, seen = prefix_hits(asked)
+        yield (
+            f"{100 * seen.sum() / blocks.sum():.0f} % of the prompts' blocks were there before: a prefix cache could "
+            "save their work, and is not modelled."
+        )
+    same = float(np.mean(np.diff(asked.arrival_s) == 0)) if asked.n > 1 else 0.0
+    if same > _SAME:
+        grid = tick(asked.arrival_s)
+        of = f"a grid of {show(grid, 'time')}" if grid else "few instants"
+        yield (
+            f"{100 * same:.0f} % of the requests arrive at the same instant as the one before: times lie on {of}. "
+            "If that is how they were logged, they are bursts that nobody sent."
+        )
 
 
 def _read(choice: WorkloadChoice) -> Demand:

@@ -16,7 +16,7 @@ from sonde.plan.dollars import Floor, dollars_needed, kinds
 from sonde.plan.frontier import distinct, rank
 from sonde.plan.mix import mix
 from sonde.plan.result import PlanResult
-from sonde.plan.sweep import Evaluate, Progress, Sweep
+from sonde.plan.sweep import Evaluate, Progress, Sweep, since
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -40,15 +40,12 @@ def plan(
 
     start = time.perf_counter()
     question = load_scenario(scenario)
-    if isinstance(trace, (str, Path)):
-        choice = WorkloadChoice(trace=str(trace), long_prompts=question.workload.long_prompts)
-        question = question.model_copy(update={"workload": choice})
+    long_prompts = question.workload.long_prompts if question.workload else "refuse"
+    if trace is not None:
+        file = None if isinstance(trace, tuple) else WorkloadChoice(trace=str(trace), long_prompts=long_prompts)
+        question = question.model_copy(update={"workload": file})
     goals, model = objectives(question), find(question.model)
-    asked = (
-        given(trace, model, question.workload.long_prompts)
-        if isinstance(trace, tuple)
-        else demand(question.workload, model)
-    )
+    asked = given(trace, model, long_prompts) if isinstance(trace, tuple) else demand(question.workload, model)
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread
@@ -93,7 +90,7 @@ def _bound_reason(bound: Floor) -> str:
         return "the objectives set no deadline: one replica of the cheapest kind"
     window, count = bound.need.peak, sum(bound.replicas)
     return (
-        f"{window.last - window.first + 1:,} requests from {show(window.start_s, 'time')} on must be served by "
+        f"{window.last - window.first + 1:,} requests {since(window.start_s)} must be served by "
         f"{show(window.end_s, 'time')} ({bound.need.promise.name}): {show(bound.need.amount, 'price')} of work at the "
         f"least price of each; the cheapest whole replicas that could serve them in time ({count}) cost "
         f"{show(bound.usd_per_hour, 'price')}"

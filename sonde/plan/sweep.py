@@ -192,6 +192,11 @@ class Sweep:
                 self.best = failure.ratio, f"{name}: {failure.reason}"
 
 
+def since(start_s: float) -> str:
+    """Return "from 2 min on", or "from the start"."""
+    return f"from {show(start_s, 'time')} on" if start_s >= 1e-6 else "from the start"
+
+
 def _too_few(candidate: Candidate, low: int, need: Need | None) -> Failure:
     """Return the reason of a candidate that would need more replicas than there may be."""
     devices = low * candidate.replica.devices
@@ -200,7 +205,7 @@ def _too_few(candidate: Candidate, low: int, need: Need | None) -> Failure:
         window = need.peak
         span = show(window.end_s - window.start_s, "time")
         text += (
-            f": from {show(window.start_s, 'time')} on, {need.promise.name} leaves {span} for "
+            f": {since(window.start_s)}, {need.promise.name} leaves {span} for "
             f"{show(window.work, 'time')} of a replica's work"
         )
     return Failure("devices", text, low / candidate.most)

@@ -42,7 +42,7 @@ class Fitted:
             kept.remove(max(reversed(kept), key=lambda column: column.rank))
         yield self._table(kept)
         for line in self.foot:
-            yield Padding(Text(line, style=FAINT), (0, 0, 0, 1))
+            yield Padding(Text(line, style=FAINT), (0, 0, 0, 1), expand=False)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         least = self._needs([column for column in self.columns if not column.rank])
@@ -69,8 +69,11 @@ class Fitted:
         return table
 
 
-def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
-    """Return the cheapest plan of the `top` cheapest kinds of fleet, with the bound beneath; words where none holds."""
+def plan_table(result: PlanResult, top: int = 20, *, reported: bool = True) -> RenderableType:
+    """Return the cheapest plan of the `top` cheapest kinds of fleet, with the bound beneath; words where none holds.
+
+    What is left out is said to be in the report only where one is written (`reported`).
+    """
     if not result.plans:
         best = f"; {result.best_failing}" if result.best_failing else ""
         return Text(f"No deployment on the hardware allowed holds every objective{best}.", style=BAD)
@@ -93,10 +96,10 @@ def plan_table(result: PlanResult, top: int = 20) -> RenderableType:
         Column("J/token", [text.joules(text.figure(plan.summary, "joules_per_token")) for plan in plans], 5),
         Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 6),
     ]
-    return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans)), strong=0)
+    return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans), reported), strong=0)
 
 
-def rejection_table(result: PlanResult, top: int = 10) -> RenderableType:
+def rejection_table(result: PlanResult, top: int = 10, *, reported: bool = True) -> RenderableType:
     """Return why candidates fail: a row a constraint with its count and an example, the commonest `top` of them."""
     groups = text.grouped(result.rejected)
     if not groups:
@@ -108,7 +111,7 @@ def rejection_table(result: PlanResult, top: int = 10) -> RenderableType:
         Column("for instance", [f"{group[0].label}: {group[0].reason}" for _, group in shown], words=True),
     ]
     left = len(groups) - len(shown)
-    foot = [f"{left} more kinds are in the report."] if left else []
+    foot = [f"{left} more kinds are {_elsewhere(reported)}."] if left else []
     return Fitted(f"Why others fail ({len(result.rejected)})", columns, foot)
 
 
@@ -154,10 +157,14 @@ def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> RenderableTy
     return Fitted(title, columns)
 
 
-def _plan_foot(result: PlanResult, shown: int) -> list[str]:
+def _elsewhere(reported: bool) -> str:
+    return "in the report" if reported else "in --json and in a report"
+
+
+def _plan_foot(result: PlanResult, shown: int, reported: bool) -> list[str]:
     saving = text.gap(result.plans[0], result.bound_usd_per_hour)
     lines = (
-        [f"The cheapest of each kind of fleet; {len(result.plans) - shown:,} more plans are in the report."]
+        [f"The cheapest of each kind of fleet; {len(result.plans) - shown:,} more plans are {_elsewhere(reported)}."]
         if len(result.plans) > shown
         else []
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
 from sonde.deployment.tree import Deployment
@@ -140,15 +141,20 @@ def describe(deployment: Deployment) -> str:
 def workload_text(result: PlanResult) -> str:
     """Return the traffic in words: its source, how many requests over how long."""
     choice, trace = result.scenario.workload, result.requests
-    source = choice.trace or choice.profile or "requests"
+    source = "requests" if choice is None else file_name(choice.trace or choice.profile or "")
     span = trace.span_s
     rate = f", {show(trace.n / span, 'rate')} on average" if span > 0 else ""
     return f"{source}: {whole(trace.n)} requests over {seconds(span)}{rate}"
 
 
 def gap(plan: Plan, bound: float) -> float:
-    """Return the share of the plan's cost that a perfect scheduler might save at most."""
-    return max(0.0, 1 - bound / plan.usd_per_hour) if plan.usd_per_hour > 0 else 0.0
+    """Return the share of the plan's cost that a perfect scheduler might save at most, to a hundredth of a percent."""
+    return round(max(0.0, 1 - bound / plan.usd_per_hour), 4) if plan.usd_per_hour > 0 else 0.0
+
+
+def file_name(path: str) -> str:
+    """Return the name of a file without the folders of whoever made the report."""
+    return PurePath(path).name or path
 
 
 def grouped(rejected: Sequence[Rejection]) -> dict[str, list[Rejection]]:

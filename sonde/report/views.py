@@ -35,6 +35,16 @@ def as_yaml(tree: Deployment | Scenario) -> str:
     return write(tree.model_dump(mode="json", exclude_none=True, exclude_defaults=not whole))
 
 
+def _unplaced(scenario: Scenario) -> Scenario:
+    """Return the scenario without the folders that its trace or profile lies in: the page may travel."""
+    choice = scenario.workload
+    if choice is None:
+        return scenario
+    names = {"trace": choice.trace, "profile": choice.profile}
+    short = {key: text.file_name(value) for key, value in names.items() if value is not None}
+    return scenario.model_copy(update={"workload": choice.model_copy(update=short)})
+
+
 def plan_view(result: PlanResult) -> View:
     """Return all that the page of a plan shows."""
     best = result.plans[0] if result.plans else None
@@ -54,7 +64,7 @@ def plan_view(result: PlanResult) -> View:
         "rejected": len(result.rejected),
         "parts": part_view(cheapest_of_each_kind(result.plans)[:PARTS], result.bound_usd_per_hour),
         "copies": [copy_view(f"#{plan.rank}  {plan.label}", plan.deployment) for plan in _worth_copying(result.plans)],
-        "scenario": as_yaml(result.scenario),
+        "scenario": as_yaml(_unplaced(result.scenario)),
         "facts": plan_facts(result),
         "figures": {},
     }
