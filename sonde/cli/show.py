@@ -110,7 +110,7 @@ def on_device(name: str, device_name: str, weights: str, tensor_parallel: int) -
         name: getattr(memory, name) for name in ("weights", "activations", "overhead", "budget", "capacity")
     }
     row: Row = {"device": device_name, "weights": weights, "tensor_parallel": tensor_parallel, "fits": memory.fits}
-    row |= {"bytes": parts, "kv_tokens": memory.kv_tokens}
+    row |= {"bytes": parts, "kv_tokens": memory.kv_tokens, "one_conversation": _one_conversation(name, device_name)}
     if memory.fits:
         engine = compile_replica(model(name), device(device_name), replica)
         time, tokens = engine.table.time, STEP_TOKENS
@@ -118,6 +118,23 @@ def on_device(name: str, device_name: str, weights: str, tensor_parallel: int) -
         row["usd_per_hour"] = engine.usd_per_hour
         row["step_s"] = {f"prefill_{tokens}": coefficients(time, tokens, 0, tokens * tokens / 2, 0)} | decodes
     return row
+
+
+def _one_conversation(name: str, device_name: str) -> list[Row]:
+    """Return which weights and contexts fit one device for one conversation, and how fast it answers."""
+    from sonde.catalogue.devices import device
+    from sonde.catalogue.models import model
+    from sonde.cost.local import choices
+
+    found = []
+    for fit in choices(model(name), device(device_name)):
+        row: Row = {"name": fit.weights, "fits": fit.fits, "weight_bytes": fit.weight_bytes}
+        if fit.fits:
+            speed = {"expected": fit.tokens_per_s, "low": fit.low, "high": fit.high}
+            row |= {"context": fit.context, "memory_bytes": fit.memory_bytes, "at_context": fit.at_context,
+                    "tokens_per_s": speed, "joules_per_token": fit.joules_per_token}  # fmt: skip
+        found.append(row)
+    return found
 
 
 def _model_line(model: Model) -> Row:

@@ -21,6 +21,7 @@ import torch
 from sonde.errors import CannotError
 from sonde.learn import packing
 from sonde.learn.decoder import Block, Cache, Decoder, Shape, pack_block
+from sonde.learn.study import one_thread
 
 #: tokens that there is cache for, tokens that are written and timed
 ROOM, WRITTEN = 512, 40
@@ -64,7 +65,11 @@ def measured(shape: Shape, bits: int) -> Footprint:
 
 def machine() -> Machine:
     """Return what one core of this machine does, by the kernels that the decoder runs on."""
-    torch.set_num_threads(1)
+    with one_thread():
+        return _machine()
+
+
+def _machine() -> Machine:
     one, two = torch.ones(STREAMED), torch.ones(STREAMED)
     bandwidth = 2 * one.nbytes / best(lambda: torch.dot(one, two), 20)
     flops, reached = {}, {}
@@ -101,12 +106,13 @@ def _products(bits: int, count: int) -> Callable[[], object]:
 
 
 def best(run: Callable[[], object], tries: int = 10) -> float:
-    """Return the seconds of the quickest of `tries` runs, after two that do not count."""
+    """Return the seconds of the quickest of `tries` runs, after two that do not count: of this thread's processor
+    time, which what else runs on the machine does not lengthen but by the bandwidth that it takes."""
     taken = []
     for _ in range(tries + 2):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         run()
-        taken.append(time.perf_counter() - begin)
+        taken.append(time.thread_time() - begin)
     return min(taken[2:])
 
 
@@ -119,7 +125,7 @@ def rate(model: Decoder, written: int = WRITTEN, cache: Cache | None = None) -> 
         nonlocal token
         token = model(token, cache)[:, -1:].argmax(-1)
 
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         for _ in range(2):
             step()
         return 1 / best(step, written)
