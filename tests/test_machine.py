@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -289,3 +292,32 @@ def test_what_a_gpu_would_need_is_said_in_words() -> None:
     why = missing()
     assert why == "" or "GPU" in why or "torch" in why
     assert triton_missing() == "" or any(word in triton_missing() for word in ("GPU", "torch", "triton"))
+
+
+_INTERPRETED = """
+import numpy as np, torch
+from sonde.calibrate.machine import programs
+from sonde.calibrate.machine.chase import cycle
+n = 3000
+x, y, out = torch.arange(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+grid = (-(-n // programs.BLOCK.value),)
+programs.linear[grid](out, x, y, 3.0, n, True)
+assert torch.equal(out, x + 3 * y)
+programs.linear[grid](out, x, x, 3.0, n, False)
+assert torch.equal(out, 3 * x)
+following, at, slow = torch.from_numpy(cycle(64, np.random.default_rng(0))), torch.zeros(1, dtype=torch.int64), 0
+programs.walk[(1,)](following, at, 10)
+for _ in range(10):
+    slow = int(following[slow])
+assert int(at[0]) == slow
+"""
+
+
+def test_the_programs_of_a_gpu_compute_the_same_in_their_interpreter() -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERPRETED], env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
