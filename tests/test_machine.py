@@ -299,7 +299,7 @@ import numpy as np, torch
 from sonde.calibrate.machine import programs
 from sonde.calibrate.machine.chase import cycle
 n = 3000
-x, y, out = torch.arange(n, dtype=torch.float64), torch.ones(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+x, y, out = (torch.full((n,), value, dtype=torch.float64) for value in (5.0, 1.0, 0.0))
 grid = (-(-n // programs.BLOCK.value),)
 programs.linear[grid](out, x, y, 3.0, n, True)
 assert torch.equal(out, x + 3 * y)
