@@ -130,6 +130,26 @@ def test_the_answer_as_frames_and_text(answer: PlanResult) -> None:
     assert len(repr(answer.plans[0])) < 200
 
 
+def test_a_notebook_shows_the_kinds_as_a_table(answer: PlanResult) -> None:
+    page = answer._repr_html_()
+    assert page.count("<tr>") == 1 + min(len(answer.kinds), 10)
+    assert all(item.label in page for item in answer.kinds[:10])
+    assert page.count(answer.plans[0].label) == 1
+    assert "no scheduler could need less" in page
+    none = dataclasses.replace(answer, plans=(), best_failing="<script>")
+    assert "<table>" not in none._repr_html_()
+    assert "&lt;script&gt;" in none._repr_html_()
+
+
+def test_requests_show_what_they_are_and_not_their_columns() -> None:
+    trace = requests(np.arange(101) * 0.5, np.arange(1, 102) * 10, np.full(101, 7))
+    assert repr(trace) == (
+        "Requests: 101 over 50 s, 2.02/s; prompts p50 510, p99 1,000 tokens; outputs p50 7, p99 7 tokens"
+    )
+    assert repr(trace.head(0)) == "Requests: none"
+    assert "1 at once;" in repr(trace.head(1))
+
+
 def test_the_folder_is_the_verb() -> None:
     import sonde
 

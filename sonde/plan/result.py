@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import TYPE_CHECKING
 
 from sonde.deployment.scenario import Scenario
@@ -144,6 +145,21 @@ class PlanResult:
         frame: pandas.DataFrame = library("pandas", "to_pandas()").DataFrame(self.rows())
         return frame
 
+    def _repr_html_(self) -> str:
+        """Return the cheapest plan of every kind of fleet as a table, for notebooks."""
+        heads = ["", "deployment", "cost", *(item.label for item in self.objectives), "J/token"]
+        rows = [
+            [str(plan.rank), plan.label, show(plan.usd_per_hour, "price")]
+            + [show(_reached(plan, item), "time") for item in self.objectives]
+            + [f"{float(str(plan.summary['joules_per_token'])):.3g}"]
+            for plan in self.kinds[:_SHOWN]
+        ]
+        table = _html_row("th", heads) + "".join(_html_row("td", row) for row in rows)
+        head, *rest = repr(self).splitlines()
+        foot = [line.strip() for line in rest if line.startswith("  ") and not line.lstrip(" *")[:1].isdigit()]
+        words = "".join(f"<p>{escape(line)}</p>" for line in foot)
+        return f"<p>{escape(head)}</p>" + (f"<table>{table}</table>" if rows else "") + words
+
     def __repr__(self) -> str:
         count = f"{self.candidates:,} candidates, {self.simulations:,} simulations of {self.requests.n:,} requests"
         lines = [f"Plan for {self.scenario.model}: {len(self.plans):,} of {count} hold, in {self.elapsed_s:.1f} s"]
@@ -167,6 +183,10 @@ def _kind(deployment: Deployment) -> tuple[object, ...]:
          pool.replica.data_parallel, pool.replica.weights)
         for pool in deployment.pools
     )  # fmt: skip
+
+
+def _html_row(tag: str, cells: list[str]) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
 
 def _flat(plan: Plan) -> dict[str, object]:

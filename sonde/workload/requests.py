@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.errors import InputError
+from sonde.units import show
 
 if TYPE_CHECKING:
     import polars
@@ -45,6 +46,17 @@ class Requests(NamedTuple):
     def span_s(self) -> float:
         """Return the time from the first arrival to the last."""
         return float(self.arrival_s[-1] - self.arrival_s[0]) if self.n else 0.0
+
+    def __repr__(self) -> str:
+        """Return how many there are, over how long, and how long they are: columns would say little."""
+        if not self.n:
+            return "Requests: none"
+        when = f"over {show(self.span_s, 'time')}, {show(self.n / self.span_s, 'rate')}" if self.span_s else "at once"
+        lengths = [
+            f"{name} p50 {np.quantile(column, 0.5):,.0f}, p99 {np.quantile(column, 0.99):,.0f} tokens"
+            for name, column in (("prompts", self.prompt_tokens), ("outputs", self.output_tokens))
+        ]
+        return f"Requests: {self.n:,} {when}; {'; '.join(lengths)}"
 
     def head(self, n: int) -> Requests:
         """Return the first `n` requests (all of them where there are fewer)."""
