@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sonde.catalogue.device import Device
-from sonde.catalogue.efficiencies import Efficiencies, efficiencies
+from sonde.catalogue.efficiencies import Efficiencies
 from sonde.catalogue.model import Model
 from sonde.cost.memory import kv_memory
 from sonde.cost.money import hourly_cost
@@ -19,6 +19,7 @@ from sonde.cost.operators import (
     token_operators,
 )
 from sonde.cost.roofline import Floats, Operator, activity_joules, bound, running_w
+from sonde.cost.served import served
 from sonde.cost.shard import Shard, shard
 from sonde.cost.table import Coefficients, Engine, StepTable
 from sonde.deployment.tree import Replica
@@ -38,10 +39,10 @@ def compile_replica(
 ) -> Engine:
     """Return the engine of one replica: step table (s, J), memory for caches (bytes), watts when idle, dollars.
 
-    `reached` replaces the catalogue's efficiencies. Raises InputError where the parallelism does not divide the
-    model, CannotError where it does not fit the memory (with what would).
+    `reached` replaces the catalogue's efficiencies under the replica's engine. Raises InputError where the
+    parallelism does not divide the model, CannotError where it does not fit the memory (with what would).
     """
-    part = shard(model, device, replica, reached or efficiencies(device))
+    part = shard(model, device, replica, reached or served(device, replica, replica.engine))
     memory = kv_memory(part)
     batching = replica.batching
     return Engine(

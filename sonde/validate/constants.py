@@ -12,7 +12,7 @@ import numpy as np
 
 from sonde.catalogue.engines import CLASSES
 from sonde.errors import InputError
-from sonde.validate.cross import GROUPS, cross_validate, intervals, measured
+from sonde.validate.cross import GROUPS, POOLED, cross_validate, intervals, measured
 from sonde.validate.features import OVERHEADS, Features, features
 from sonde.validate.fit import SPREADS, Floats, design, solve
 from sonde.validate.rows import read_rows
@@ -39,7 +39,8 @@ def fitted(found: Features, spreads: Mapping[str, float] = SPREADS) -> dict[str,
 def interval_lines(found: Features) -> Iterator[tuple[str, str, float]]:
     """Yield (engine, attribute, factor): the ends of the 80 % intervals, from rows that no fit had seen."""
     rows = [chosen.row for chosen in found.settings]
-    held = [cross_validate(found, by) for by in GROUPS]
+    crossed = {by: cross_validate(found, by) for by in GROUPS}
+    held = [crossed[by] for by in POOLED]
     target = measured(rows)
     trusted = np.array([not apart(row) for row in rows])
     names = [row.engine for row, use in zip(rows, trusted, strict=True) if use] * len(held)

@@ -46,6 +46,9 @@ def curve_of(row: Row) -> str:
 
 GROUPS = {"pairs": pair_of, "curves": curve_of}
 
+#: residuals that intervals are taken from: rows to come are of new pairs more often than of curves of known ones
+POOLED = ("pairs", "pairs", "curves")
+
 
 def folds(groups: Sequence[str], count: int = FOLDS) -> NDArray[np.int64]:
     """Return the fold of every row: groups stay whole, the largest goes to the fold that holds fewest rows."""
@@ -106,31 +109,29 @@ def _ends(residual: Floats, low: float, high: float) -> tuple[float, float]:
     return float(np.exp(first)), float(np.exp(last))
 
 
-def judged(found: Features, by: str, others: Sequence[Held]) -> tuple[list[Row], list[Prediction], Held]:
-    """Return the rows, and predictions of each with an interval, neither of which its group has had a part in.
+def judged(found: Features, by: str, crossed: Mapping[str, Held]) -> list[Prediction]:
+    """Return predictions of all rows with their intervals, in neither of which a row's own group has had a part.
 
-    The interval of a fold comes from residuals of the other folds; `others` are cross-validations by other groups
-    whose residuals are pooled with them, but for the rows of the fold.
+    crossed   cross-validations by every grouping; the interval of a fold comes from residuals of the other folds
     """
     rows = [chosen.row for chosen in found.settings]
-    held = cross_validate(found, by)
-    target = measured(rows)
+    held, target = crossed[by], measured(rows)
     trusted = np.array([not apart(row) for row in rows])
     engine = np.array([row.engine for row in rows])
     ends = np.ones((len(rows), 2, 2))
     for each in np.unique(held.fold):
         rest = (held.fold != each) & trusted
         for metric in (0, 1):
-            pool = np.concatenate([np.log(target / part.predicted)[rest, metric] for part in (held, *others)])
-            found_ends = intervals(pool, list(np.tile(engine[rest], 1 + len(others))))
+            pool = np.concatenate([np.log(target / crossed[name].predicted)[rest, metric] for name in POOLED])
+            factors = intervals(pool, list(np.tile(engine[rest], len(POOLED))))
             for row in np.flatnonzero(held.fold == each):
-                ends[row, metric] = found_ends.get(engine[row], _ends(pool, 0.1, 0.9))
+                ends[row, metric] = factors.get(engine[row], (1.0, 1.0))
     times = 1e3 * held.predicted
-    predictions = [
+    edges = times[:, :, None] * ends
+    return [
         Prediction(
-            row.line, row.id, times[i, 1], times[i, 0], times[i, 1] * ends[i, 1, 0], times[i, 1] * ends[i, 1, 1],
-            times[i, 0] * ends[i, 0, 0], times[i, 0] * ends[i, 0, 1], "",
+            row.line, row.id, times[i, 1], times[i, 0], edges[i, 1, 0], edges[i, 1, 1], edges[i, 0, 0],
+            edges[i, 0, 1], "",
         )
         for i, row in enumerate(rows)
     ]  # fmt: skip
-    return rows, predictions, held

@@ -22,10 +22,11 @@ from sonde.catalogue.efficiencies import EngineOverhead
 from sonde.catalogue.engines import CLASSES
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
+from sonde.cost.served import kernels
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, SondeError
-from sonde.validate.predict import FULLER, base, simulated
+from sonde.validate.predict import FULLER, simulated
 from sonde.validate.rows import Row
 from sonde.validate.setting import Setting, setting
 
@@ -96,7 +97,9 @@ def _engines(chosen: Setting) -> tuple[Engine, ...]:
 def _compiled(replica: Replica, engine: str, block_scaled: bool) -> tuple[Engine, ...]:
     """Return the engine with the catalogue's times, then one with each component counted once more."""
     hardware = device(replica.device)
-    reached = replace(base(hardware, engine, block_scaled), engine=EngineOverhead(_STEP, 0.0, 0.0, 0.0), factors=())
+    reached = replace(
+        kernels(hardware, engine, block=block_scaled), engine=EngineOverhead(_STEP, 0.0, 0.0, 0.0), factors=()
+    )
     changed = [reached, *(replace(reached, factors=((name, 2.0),)) for name in CLASSES)]
     overheads = ((2 * _STEP, 0.0, 0.0, 0.0), (_STEP, 0.0, 0.0, _SEQUENCE), (_STEP, 0.0, _TOKEN, 0.0))
     changed += [replace(reached, engine=EngineOverhead(*values)) for values in overheads]

@@ -86,9 +86,8 @@ def design(found: Features, spreads: Mapping[str, float] = SPREADS) -> Design:
         rows.append(row)
     slots = np.array(rows, dtype=np.int64)
     slots[slots < 0] = len(known)
-    columns = zip(*known.values(), strict=True)
-    _, mean, spread = columns
-    return Design(tuple(known), np.array(mean), np.array(spread), slots)
+    mean = np.array([value for _, value, _ in known.values()])
+    return Design(tuple(known), mean, np.array([spread for _, _, spread in known.values()]), slots)
 
 
 def release(version: str) -> str:

@@ -15,11 +15,11 @@ from sonde.catalogue.engines import serving_engine
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
+from sonde.cost.served import served
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import CannotError, InputError
 from sonde.sim.engine import run
-from sonde.validate.predict import serving
 from sonde.validate.setting import system
 from sonde.workload.requests import Requests, requests
 
@@ -106,7 +106,7 @@ def vllm(measured: Measured) -> Engine:
             ),
         }
     )  # fmt: skip
-    reached = serving(measured.device, replica, "vllm", version, False)
+    reached = served(measured.device, replica, "vllm", version)
     engine = compile_replica(measured.model, measured.device, replica, reached=reached)
     blocks = cache.get("num_gpu_blocks")
     if not blocks:

@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sonde.catalogue.curves import family
-from sonde.catalogue.device import Device
 from sonde.catalogue.devices import device
-from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
-from sonde.catalogue.engines import effects, serving_engine
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
+from sonde.cost.served import served
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, SondeError
@@ -101,23 +98,8 @@ def compiled(chosen: Setting) -> tuple[Engine, str]:
 @lru_cache(maxsize=512)
 def _engine(replica: Replica, name: str, version: str, block_scaled: bool) -> Engine:
     hardware = device(replica.device)
-    return compile_replica(
-        model(replica.model), hardware, replica, reached=serving(hardware, replica, name, version, block_scaled)
-    )
-
-
-def serving(hardware: Device, replica: Replica, name: str, version: str, block_scaled: bool) -> Efficiencies:
-    """Return what a device reaches when an engine serves a model on it."""
-    made = family(hardware.name)
-    constants = serving_engine(name, version, made)
-    return constants.under(
-        base(hardware, name, block_scaled), effects(made, replica.weights, replica.model, hardware.name)
-    )
-
-
-def base(hardware: Device, engine: str, block_scaled: bool) -> Efficiencies:
-    """Return what a device reaches, by the curves of that engine's kernels where it has any."""
-    return efficiencies(hardware, engine if engine in engines() else "default", block_scaled=block_scaled)
+    reached = served(hardware, replica, name, version, block=block_scaled)
+    return compile_replica(model(replica.model), hardware, replica, reached=reached)
 
 
 def simulated(chosen: Setting, engine: Engine) -> tuple[float, float, float]:

@@ -12,6 +12,7 @@ from sonde.catalogue.devices import device, device_names
 from sonde.catalogue.engines import UNKNOWN_VERSION, ServingEngine, engine_names, serving_engine
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
+from sonde.cost.served import block_scaled
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError, unknown
 from sonde.validate.rows import Row
@@ -32,9 +33,6 @@ PRECISIONS = {
 #: benchmarks of these nominal lengths draw each length evenly from 0.8 to 1 of the nominal one; others keep to it
 DRAWN_LENGTHS = (1024, 8192)
 SHORTEST = 0.8
-
-#: models whose 8-bit weights are published with a scale for every block
-BLOCK_SCALED = ("deepseek", "glm-5", "minimax", "qwen3.5")
 
 #: requests sent by every client, as benchmarks do; at least, and at most in all
 ROUNDS, FEWEST, MOST = 10, 32, 6000
@@ -111,7 +109,7 @@ def _precisions(row: Row, found: Model) -> tuple[str, str, str]:
 
 def _block_scaled(row: Row, found: Model) -> bool:
     """Return whether 8-bit weights are scaled block by block: said of the row, or published so."""
-    return "block" in row.precision + row.experts_precision or found.name.startswith(BLOCK_SCALED)
+    return "block" in row.precision + row.experts_precision or block_scaled(found.name)
 
 
 def _parallelism(row: Row, found: Model) -> tuple[int, int, int, str]:

@@ -1,0 +1,36 @@
+"""What a device reaches while an engine serves a model on it: curves of its kernels, and what serving adds."""
+
+from __future__ import annotations
+
+from sonde.catalogue.curves import family
+from sonde.catalogue.device import Device
+from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
+from sonde.catalogue.engines import effects, serving_engine
+from sonde.deployment.tree import Replica
+
+#: models whose 8-bit weights are published with a scale for every block
+BLOCK_SCALED = ("deepseek", "glm-5", "minimax", "qwen3.5")
+
+
+def served(device: Device, replica: Replica, engine: str, version: str = "", *, block: bool = False) -> Efficiencies:
+    """Return what `device` reaches under `engine` ("generic": no engine's constants) for a replica.
+
+    block   8-bit weights are scaled block by block, also where the model is not known to be published so.
+    Raises InputError for an engine that the catalogue does not know.
+    """
+    if engine == "generic":
+        return efficiencies(device)
+    made = family(device.name)
+    more = effects(made, replica.weights, replica.model, device.name)
+    alone = kernels(device, engine, block=block or block_scaled(replica.model))
+    return serving_engine(engine, version, made).under(alone, more)
+
+
+def kernels(device: Device, engine: str, *, block: bool) -> Efficiencies:
+    """Return what operators reach that are measured alone, by the curves of that engine's kernels where it has any."""
+    return efficiencies(device, engine if engine in engines() else "default", block_scaled=block)
+
+
+def block_scaled(model: str) -> bool:
+    """Return whether a model's 8-bit weights are published with a scale for every block."""
+    return model.startswith(BLOCK_SCALED)
