@@ -200,8 +200,8 @@ class Twin:
         reached = self.reached.of(kind)
         if link is not self.device.node:
             return reached.overhead_s + rounds * link.latency_s + size / (link.bandwidth * reached.memory)
-        seconds = reached.overhead_s + rounds * link.latency_s * reached.latency + reached.rank_s * (ranks - 2)
-        return float(seconds + size / (link.bandwidth * reached.memory) * (ranks / 2) ** reached.crowding)
+        seconds = reached.overhead_s + rounds * link.latency_s * reached.latency + reached.hop_s * math.log2(ranks / 2)
+        return float(seconds + size / (link.bandwidth * reached.memory) * (min(ranks, 8) / 2) ** reached.crowding)
 
     def all_reduce(self, ranks: int, size: float) -> float:
         inside = min(ranks, self.device.node_devices)

@@ -199,8 +199,13 @@ def errors(points: Points, curve: OperatorEfficiency) -> Floats:
     return predicted(points, curve) / points.seconds - 1.0
 
 
-def fitted(points: Points, prior: dict[str, float], *, spread: float = SPREAD) -> dict[str, float]:
-    """Return the constants that fit `points` best, pulled towards `prior`: deterministic."""
+def fitted(
+    points: Points, prior: dict[str, float], *, spread: float = SPREAD, blend: float | None = None
+) -> dict[str, float]:
+    """Return the constants that fit `points` best, pulled towards `prior`: deterministic.
+
+    `blend` replaces the power with which compute and memory run together.
+    """
     from scipy.optimize import least_squares
 
     names = tuple(prior)
@@ -216,8 +221,9 @@ def fitted(points: Points, prior: dict[str, float], *, spread: float = SPREAD) -
         return {n: float(np.exp(v) if k.logarithm else v) for n, k, v in zip(names, kinds, x, strict=True)}
 
     def residuals(x: Floats) -> Floats:
-        guess = np.log(predicted(points, curve_of(points.operator, values(x))))
-        return np.concatenate([guess - measured, pull * (x - centre)])
+        curve = curve_of(points.operator, values(x))
+        guess = predicted(points, curve if blend is None else replace(curve, blend=blend))
+        return np.concatenate([np.log(guess) - measured, pull * (x - centre)])
 
     found = least_squares(residuals, centre, bounds=(low, high), loss="soft_l1", f_scale=SOFT)
     return values(found.x)

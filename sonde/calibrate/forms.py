@@ -36,14 +36,14 @@ CONSTANTS: dict[str, Constant] = {
     "cast": Constant(0.5, 0.02, 1.0),
     "tile_tokens": Constant(64.0, 0.5, 2000.0),
     "latency": Constant(0.7, 0.01, 5.0),
-    "rank_s": Constant(2e-7, 1e-9, 1e-4),
+    "hop_s": Constant(2e-7, 1e-9, 1e-4),
     "crowding": Constant(0.0, -1.0, 3.0, logarithm=False),
 }
 
 _PRODUCT = ("compute", "memory", "overhead_s", "half_outputs")
 _PROMPT = ("compute", "memory", "overhead_s")
 _DECODE = ("compute", "memory", "overhead_s", "tile_tokens")
-_MESSAGE = ("memory", "latency", "rank_s", "crowding")
+_MESSAGE = ("memory", "latency", "hop_s", "crowding")
 
 #: class of operators -> (constants, power with which compute and memory run together)
 FORMS: dict[str, tuple[tuple[str, ...], float]] = {

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import yaml
 
 from sonde.calibrate.points import Floats, Points, points
@@ -112,5 +111,5 @@ def _attention(frame: polars.DataFrame, part: Shard) -> Iterator[Points]:
     tile_moved = share * batch / bandwidth
     yield points(
         ("attention-decode", "bf16", on.name, "vllm"), micro * 1e-6, work=tile_work * read, moved=tile_moved * read,
-        tile_work=tile_work, tile_moved=tile_moved, shape=np.full(len(read), float(part.tensor)),
+        tile_work=tile_work, tile_moved=tile_moved, shape=batch,
     )  # fmt: skip

@@ -73,8 +73,8 @@ class OperatorEfficiency:
                   of a window for a token of a prompt
     blend         power p in (compute^p + memory^p)^(1/p); 1: one after the other; 0: the longer one alone
     latency       share of the link's latency that a collective inside a node takes
-    rank_s        time of a collective for every rank beyond two
-    crowding      power by which its bandwidth falls with the ranks, above two
+    hop_s         time of a collective for every doubling of its ranks beyond two
+    crowding      power by which its bandwidth falls with the ranks, from two to eight
     """
 
     compute: float = 1.0
@@ -88,7 +88,7 @@ class OperatorEfficiency:
     tile_tokens: float = 0.0
     blend: float = 0.0
     latency: float = 1.0
-    rank_s: float = 0.0
+    hop_s: float = 0.0
     crowding: float = 0.0
 
 
@@ -105,7 +105,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "tile_tokens": (0.0, 1e4),
     "blend": (0.0, 16.0),
     "latency": (0.0, 10.0),
-    "rank_s": (0.0, 1e-3),
+    "hop_s": (0.0, 1e-3),
     "crowding": (-2.0, 4.0),
 }
 

@@ -12,6 +12,9 @@ from sonde.catalogue.device import Link
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 
+#: ranks of the largest groups whose collectives were measured
+MEASURED_RANKS = 8.0
+
 
 def all_reduce(shard: Shard, name: str, layers: float, ranks: int, size: Floats) -> Operator:
     """Return the sum of `size` bytes over `ranks` devices: 2·(N-1)/N·size sent by each.
@@ -60,13 +63,14 @@ def message_seconds(
 
     Inside a node (`near`) every rank reads every other at once, so that one round is enough whatever their number,
     as measured all-reduces of small messages show, at a share of the link's latency; across nodes a tree takes
-    log2 of them each way. Ranks beyond two crowd the links of a node by a power of their number.
+    log2 of them each way. Ranks beyond two add a time for every doubling, and crowd the links of a node by a power
+    of their number, as far as it was measured.
     """
     alpha: Floats | float = curve.overhead_s + rounds * link.latency_s * (curve.latency if near else 1.0)
     share: Floats | float = curve.memory
     if near:
-        alpha = alpha + curve.rank_s * (ranks - 2.0)
-        share = share * (ranks / 2.0) ** -curve.crowding
+        alpha = alpha + curve.hop_s * np.log2(np.asarray(ranks) / 2.0)
+        share = share * (np.minimum(ranks, MEASURED_RANKS) / 2.0) ** -curve.crowding
     seconds: NDArray[np.float64] = alpha + np.asarray(sent, dtype=np.float64) / (link.bandwidth * share)
     return seconds
 
