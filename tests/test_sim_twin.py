@@ -17,7 +17,7 @@ from sonde.sim.engine import run
 #: fewer where the JIT is off, since every step is then interpreted
 EXAMPLES = int(os.environ.get("SONDE_TWIN_EXAMPLES", "0"))
 OWN_BATCHING, OWN_ROUTING = "drawn:patient", "drawn:shortest_queue"
-BATCHING = ("static", "iteration", "prefill-first", "chunked", OWN_BATCHING)
+BATCHING = ("static", "iteration", "prefill-first", "chunked", "inflight", "chunks-first", OWN_BATCHING)
 ROUTING = (*routing.POLICIES, OWN_ROUTING)
 
 
@@ -54,11 +54,11 @@ def test_equals_stepping_one_by_one(policy, data):
 @given(data=st.data())
 def test_equals_stepping_under_every_router_and_mixed_fleets(policy, data):
     requests = data.draw(drawn.workloads())
-    fleet = data.draw(st.lists(st.tuples(drawn.engines(BATCHING[:4]), st.integers(1, 2)), min_size=1, max_size=3))
+    fleet = data.draw(st.lists(st.tuples(drawn.engines(BATCHING[:6]), st.integers(1, 2)), min_size=1, max_size=3))
     compare(requests, fleet, policy, seed=data.draw(st.integers(0, 9)))
 
 
-@pytest.mark.parametrize("policy", BATCHING[:4])
+@pytest.mark.parametrize("policy", BATCHING[:6])
 @settings(max_examples=EXAMPLES or 60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_equals_stepping_in_a_closed_loop(policy, data):
