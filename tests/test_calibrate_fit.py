@@ -17,6 +17,7 @@ from sonde.calibrate.points import Points, joined, points
 from sonde.catalogue.curves import CLASSES, COLUMNS, curve, curves, family, lineage
 from sonde.catalogue.devices import device, device_names
 from sonde.catalogue.efficiencies import efficiencies, engines
+from sonde.catalogue.models import model
 from sonde.cost.operators import product
 from sonde.cost.roofline import bound
 from sonde.cost.shard import Kernel, shard
@@ -32,7 +33,8 @@ def made(
 ) -> Points:
     """Return 8-bit products whose times follow a curve, with noise and a few points that are far off."""
     rng = np.random.default_rng(seed)
-    rows, columns, inputs = (2.0 ** rng.integers(low, high, count) for low, high in ((0, 14), (8, 15), (8, 15)))
+    ranges = ((0, 14), (8, 15), (8, 15))
+    rows, columns, inputs = (np.exp2(rng.integers(*ends, count)).astype(np.float64) for ends in ranges)
     found = points(
         ("gemm", "fp8", device_name, engine), np.ones(count), rows=rows, columns=columns,
         work=2 * rows * columns * inputs / 2e15, moved=(columns * inputs + rows * (inputs + 2 * columns)) / 3e12,
@@ -117,9 +119,9 @@ def test_written_rows_are_read_back_as_they_were_fitted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["bf16", "fp8"])
 def test_a_fit_and_the_cost_model_say_the_same_of_a_product(form: str) -> None:
-    replica = Replica(model="llama-3.1-8b", device="h100-sxm", weights=form, activations=form)
-    from sonde.catalogue.models import model
-
+    replica = Replica.model_validate(
+        {"model": "llama-3.1-8b", "device": "h100-sxm", "weights": form, "activations": form}
+    )
     part = shard(model("llama-3.1-8b"), H100, replica, efficiencies(H100))
     rows = np.array([1.0, 64.0, 3000.0])
     spent = bound(part, product(part, Kernel("any", 4096, 6144, 4096 * 6144, row=False), 1, rows, "any")).seconds

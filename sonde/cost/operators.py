@@ -131,9 +131,9 @@ def product(shard: Shard, kernel: Kernel, layers: float, rows: Floats, name: str
     narrow = shard.activation_bytes
     moved = kernel.weights * shard.weight_bytes + rows * (kernel.inputs * narrow + kernel.outputs * max(narrow, 2.0))
     return Operator(
-        name, "gemm", layers, shard.product, 2.0 * rows * kernel.weights, moved, rows,
+        name, "gemm", layers, shard.product, rows * (2.0 * kernel.weights), moved, rows,
         curve=f"{'bmm' if absorbed(kernel) else 'gemm'}/{shard.form}", columns=kernel.outputs,
-        cast=rows * kernel.inputs * (2.0 + narrow) if narrow < 2.0 else 0.0,
+        cast=rows * (kernel.inputs * (2.0 + narrow)) if narrow < 2.0 else 0.0,
     )  # fmt: skip
 
 
