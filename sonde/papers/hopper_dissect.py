@@ -93,6 +93,7 @@ class _Straight:
         self.seed = seed
 
     def permutation(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Return the numbers below `count` as they are."""
         return np.arange(count, dtype=np.int64)
 
 
