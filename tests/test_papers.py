@@ -45,7 +45,7 @@ def test_a_paper_has_what_is_needed(name: str) -> None:
     assert paper.link.startswith("https://")
     assert paper.claims
     assert paper.headline is next(iter(paper.claims.values()))
-    texts = [claim.text for claim in paper.claims.values()]
+    texts = [(claim.text, claim.setup) for claim in paper.claims.values()]
     assert len(set(texts)) == len(texts)
     for claim in paper.claims.values():
         assert claim.text
@@ -80,12 +80,12 @@ def test_what_is_stored_is_what_comes_out_now(name: str) -> None:
     found = shelf.record(name, shelf.reproduce(name, lambda *args: told.append(args)))
     assert spent() - begin < MOST_S
     assert told
-    kept = {row["claim"]: row for row in shelf.stored()[name]["rows"]}
+    kept = {(row["claim"], row["setup"]): row for row in shelf.stored()[name]["rows"]}
     assert found["status"] == shelf.stored()[name]["status"], "stale: sonde reproduce --all --save"
     for row in found["rows"]:
         assert row["why"]
-        assert row["holds"] == kept[row["claim"]]["holds"], row["claim"]
-        assert row["ours"] == pytest.approx(kept[row["claim"]]["ours"], rel=0.15), row["claim"]
+        assert row["holds"] == kept[row["claim"], row["setup"]]["holds"], row["claim"]
+        assert row["ours"] == pytest.approx(kept[row["claim"], row["setup"]]["ours"], rel=0.15), row["claim"]
         if row["control_is"]:
             assert row["control"] is not None
 

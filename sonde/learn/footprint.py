@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -56,11 +57,13 @@ class Machine(NamedTuple):
 
 def measured(shape: Shape, bits: int) -> Footprint:
     """Return the footprint of a decoder with weights of `bits` (32, 8, 4) in a process of its own, on one thread."""
-    command = [sys.executable, "-m", __name__, json.dumps([*shape, bits])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALONE)
-    if done.returncode:
-        raise CannotError(f"the decoder could not be run: {done.stderr.strip().splitlines()[-1:]}")
-    return Footprint(*json.loads(done.stdout))
+    with TemporaryDirectory() as folder:
+        answer = Path(folder) / "footprint.json"
+        command = [sys.executable, "-m", __name__, json.dumps([*shape, bits]), str(answer)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | ALONE)
+        if done.returncode:
+            raise CannotError(f"the decoder could not be run: {done.stderr.strip().splitlines()[-1:]}")
+        return Footprint(*json.loads(answer.read_text(encoding="utf-8")))
 
 
 def machine() -> Machine:
@@ -158,4 +161,4 @@ def run(shape: Shape, bits: int) -> Footprint:
 
 if __name__ == "__main__":
     *sizes, width = json.loads(sys.argv[1])
-    sys.stdout.write(json.dumps(run(Shape(*sizes), width)))
+    Path(sys.argv[2]).write_text(json.dumps(run(Shape(*sizes), width)), encoding="utf-8")

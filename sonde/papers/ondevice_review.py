@@ -60,7 +60,8 @@ CLAIMS = {
         at_least(0.0), recalled=True,
     ),
     "latency": Claim(
-        "time that running every block twice adds", 2.4, "%", "blocks that the last cache holds, and not the model; one answer",
+        "time that running every block twice adds", 2.4, "%",
+        "blocks that the last cache holds, and not the model; one answer",
         at_most(10.0), "blocks larger than it: the same", at_least(25.0), recalled=True,
     ),
 }  # fmt: skip
