@@ -50,6 +50,14 @@ def test_a_bad_row_is_refused(change: dict[str, str], text: str) -> None:
         module._check(row("default", "", "0.5") | change, "efficiencies.csv:2")
 
 
+def test_a_kind_of_device_beats_the_curve_of_all_devices_and_not_that_of_a_family() -> None:
+    board = efficiencies(device("raspberry-pi-5"))
+    assert board.gemm.half_outputs == 0
+    assert board.gemm.compute == efficiencies(device("mi300x")).gemm.compute
+    assert efficiencies(device("jetson-agx-orin-64gb")).gemm.half_outputs == 0
+    assert efficiencies(device("h100-sxm")).gemm.half_outputs > 0
+
+
 def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="did you mean 'distserve'"):
         efficiencies(A100, "distserv")

@@ -1,8 +1,8 @@
 """What share of its peak a device reaches, by class of operator, and what an engine adds: rows of data.
 
 `data/curves.csv` holds fitted curves (`curves.py`); `data/efficiencies.csv` single constants, one row per (scope,
-name, operator, attribute). The most specific row wins: default < kind of device < curve of all devices < of the
-family < of the device < device < curve of the engine < engine. A fit replaces rows; no code knows a figure.
+name, operator, attribute). The most specific row wins: default < curve of all devices < kind of device < curve of
+the family < of the device < device < curve of the engine < engine. A fit replaces rows; no code knows a figure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sonde.catalogue.rows import read
 from sonde.errors import InputError, unknown
 
 #: scope -> rank among rows of all kinds: the higher one wins
-SCOPES = {"default": 0, "kind": 1, "device": 5, "engine": 9}
+SCOPES = {"default": 0, "kind": 2, "device": 5, "engine": 10}
 
 COLUMNS = ("scope", "name", "operator", "attribute", "value", "source", "date")
 
@@ -226,10 +226,10 @@ def _values(name: str, kind: str, engine: str, path: str) -> Iterator[_Value]:
     wanted = {"default": "", "kind": kind, "device": name, "engine": engine}
     for row in (*_rows(), *(_rows_in(path) if path else ())):
         if row["name"] == wanted[row["scope"]]:
-            curved = row["scope"] in ("device", "engine")
+            curved = row["scope"] != "default"
             yield _Value(row["operator"], "", row["attribute"], float(row["value"]), curved, SCOPES[row["scope"]])
-    of_device = {"": 0, family(name) or name: 1, name: 2}
-    of_engine = {"": 2, engine: 6}
+    of_device = {"": 0, family(name) or name: 2, name: 3}
+    of_engine = {"": 1, engine: 6}
     for curve in curves():
         if curve.device in of_device and curve.engine in of_engine:
             rank = of_device[curve.device] + of_engine[curve.engine]
