@@ -59,6 +59,25 @@ def test_no_step_is_cheaper_than_its_rates(seed: int, batching: str, window: int
     assert total(kept, demand) >= total(plain, demand) * 0.99  # the grids differ a little
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=20, deadline=None)
+def test_decoding_that_is_cheaper_than_prompts_has_rates_too(seed: int) -> None:
+    """Pipelines take a batch apart, so that the decode column corrects the tokens' price down."""
+    rng = np.random.default_rng(seed)
+    engine = draw_engine(rng)
+    time = engine.table.time
+    cheaper = np.minimum(0.0, -0.99 * (time.fixed + time.linear[: len(time.decode)]) * rng.uniform(0.8, 1.0))
+    cheaper[0] = 0.0
+    engine = engine._replace(table=engine.table._replace(time=time._replace(decode=cheaper, read=0 * time.read)))
+    demand = work(draw_trace(rng), 0)
+    for limit in (None, 0.02):
+        price = rates(step_floor(engine), demand, limit)
+        assert np.isfinite(price).all()
+        if limit is None:
+            for batch in range(1, len(cheaper)):
+                assert step_s(engine, 0, batch, 0.0, batch, 0.0) >= (price.decode + price.read) * batch - 1e-12
+
+
 def total(price: object, demand: object) -> float:
     return float(sum(rate * column.sum() for rate, column in zip(price, demand, strict=True)))  # type: ignore[call-overload]
 

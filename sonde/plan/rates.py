@@ -151,7 +151,7 @@ def rates(floor: StepFloor, demand: Work, tpot_limit_s: float | None = None) -> 
     top = conjugate.alpha[-1]
     batch = np.arange(1, len(floor.decode), dtype=np.float64)
     steps = floor.tokens[np.minimum(batch.astype(int), len(floor.tokens) - 1)] + floor.decode[1:]
-    gamma_top = 1.5 * float((steps / floor.kv_tokens + floor.read[1:]).min())
+    gamma_top = 1.5 * max(float((steps / floor.kv_tokens + floor.read[1:]).min()), 0.0)
     lambdas = np.array([0.0]) if tpot_limit_s is None else np.concatenate([[0.0], np.geomspace(1e-4, 2.0, 12)])
     alphas, gammas = np.linspace(0, top, 9), np.linspace(0, gamma_top, 9)
     best = (-np.inf, 0.0, 0.0, 0.0, 0.0)
@@ -185,7 +185,7 @@ def _beta(
 
 
 def _around(grid: Floats, centre: float, top: float) -> Floats:
-    step = grid[1] - grid[0]
+    step = grid[1] - grid[0] if len(grid) > 1 else 0.0
     return np.unique(np.clip(np.append(np.linspace(centre - step, centre + step, 8), centre), 0.0, top))
 
 
