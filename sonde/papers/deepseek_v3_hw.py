@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sonde.catalogue.curves import OperatorEfficiency
 from sonde.catalogue.device import Device, Link
 from sonde.catalogue.devices import device
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies
@@ -138,13 +139,7 @@ def _routed(name: str) -> Model:
 
 def _lossless(found: Efficiencies) -> Efficiencies:
     """Return efficiencies of a device that loses nothing: peaks are reached, kernels and engine take no time."""
-    curves = {
-        name: replace(
-            curve, compute=1.0, memory=1.0, overhead_s=0.0, half_rows=0.0, half_outputs=0.0, row_s=0.0, cast=1.0,
-            tile_tokens=0.0, blend=0.0, rank_s=0.0, crowding=0.0,
-        )
-        for name, curve in found.curves.items()
-    }  # fmt: skip
+    curves = dict.fromkeys(found.curves, OperatorEfficiency())
     engine = replace(found.engine, step_s=0.0, layer_s=0.0, token_s=0.0, sequence_s=0.0)
     return replace(found, curves=curves, engine=engine, factors=())
 

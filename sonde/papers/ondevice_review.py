@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sonde.catalogue.configs import read_config
+from sonde.catalogue.curves import OperatorEfficiency
 from sonde.catalogue.device import Device, Link, MemoryTier
 from sonde.catalogue.devices import device
 from sonde.catalogue.efficiencies import efficiencies
@@ -149,13 +150,7 @@ def _part(shape: Shape, bits: int, core: Machine | None = None) -> Shard:
     )  # fmt: skip
     found = efficiencies(here)
     share = core.reached[bits] if core else 1.0
-    curves = {
-        name: replace(
-            curve, compute=1.0, memory=share if name.startswith("gemm") else 1.0, overhead_s=0.0, half_rows=0.0,
-            half_outputs=0.0, row_s=0.0, tile_tokens=0.0, blend=0.0,
-        )
-        for name, curve in found.curves.items()
-    }  # fmt: skip
+    curves = {name: OperatorEfficiency(memory=share if name.startswith("gemm") else 1.0) for name in found.curves}
     engine = replace(found.engine, step_s=0.0, layer_s=core.layer_s if core else 0.0, token_s=0.0, sequence_s=0.0)
     part = shard(it, here, replica, replace(found, curves=curves, engine=engine))
     return part if bits == 32 else replace(part, weight_bytes=bytes_per_weight(bits))
