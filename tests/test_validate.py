@@ -166,12 +166,11 @@ def test_systems_are_found_as_tables_write_them() -> None:
     ]  # fmt: skip
 
 
-def test_ranks_that_cannot_cut_the_heads_share_experts(tmp_path: Path) -> None:
-    chosen = setting(
-        one(tmp_path, model="deepseek-ai/DeepSeek-R1", system="gb200", tp_size=36, gemm_quant_mode="nvfp4")
-    )
-    assert (chosen.replica.tensor_parallel, chosen.replica.data_parallel, chosen.replica.expert_parallel) == (1, 36, 36)
-    assert "read as data ranks" in chosen.note
+def test_devices_of_a_whole_deployment_are_replicas(tmp_path: Path) -> None:
+    row = one(tmp_path, model="deepseek-ai/DeepSeek-R1", system="gb200", tp_size=36, gemm_quant_mode="nvfp4")
+    chosen = setting(row)
+    assert (chosen.replicas, chosen.replica.tensor_parallel, chosen.replica.expert_parallel) == (9, 4, 4)
+    assert "read as 9 replicas of 4" in chosen.note
 
 
 def test_gpt_oss_is_mxfp4_whatever_the_column_says(tmp_path: Path) -> None:

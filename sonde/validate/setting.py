@@ -34,6 +34,9 @@ PRECISIONS = {
 DRAWN_LENGTHS = (1024, 8192)
 SHORTEST = 0.8
 
+#: devices that one engine's tensor ranks span at most, and those of a tray of a rack
+NODE, TRAY = 8, 4
+
 #: requests sent by every client, as benchmarks do; at least, and at most in all
 ROUNDS, FEWEST, MOST = 10, 32, 6000
 
@@ -41,7 +44,7 @@ ROUNDS, FEWEST, MOST = 10, 32, 6000
 class Setting(NamedTuple):
     """A row in the catalogue's words. `note` says what had to be read otherwise than it stands.
 
-    replicas   more than 1 where a dense model has data ranks, which share nothing
+    replicas   more than 1 where a dense model has data ranks, or a table gives the devices of a whole deployment
     """
 
     row: Row
@@ -61,19 +64,18 @@ def setting(row: Row) -> Setting:
     found, hardware = model(row.model), system(row.system)
     engine = serving_engine(row.engine, row.version or UNKNOWN_VERSION, family(hardware.name))
     weights, activations, cache = _precisions(row, found)
-    tensor, data, expert, note = _parallelism(row, found)
-    mixture = any(ff.experts for ff in found.feedforwards)
+    tensor, data, expert, replicas, note = _parallelism(row, found)
     batching = Batching(policy=engine.batching, max_batch=int(engine.max_batch), token_budget=int(engine.token_budget))
     replica = Replica.model_validate(
         {
             "model": found.name, "device": hardware.name, "tensor_parallel": tensor,
-            "data_parallel": data if mixture else 1,
+            "data_parallel": data,
             "pipeline_parallel": row.pipeline, "expert_parallel": expert, "weights": weights,
             "activations": activations, "kv_cache": cache, "memory_fraction": engine.memory_fraction,
             "batching": batching,
         }
     )  # fmt: skip
-    return Setting(row, found, hardware, replica, engine, 1 if mixture else data, _block_scaled(row, found), note)
+    return Setting(row, found, hardware, replica, engine, replicas, _block_scaled(row, found), note)
 
 
 def system(name: str) -> Device:
@@ -112,18 +114,20 @@ def _block_scaled(row: Row, found: Model) -> bool:
     return "block" in row.precision + row.experts_precision or block_scaled(found.name)
 
 
-def _parallelism(row: Row, found: Model) -> tuple[int, int, int, str]:
-    """Return tensor, data and expert parallelism, and what was read otherwise than it stands.
+def _parallelism(row: Row, found: Model) -> tuple[int, int, int, int, str]:
+    """Return tensor, data and expert parallelism, replicas, and what was read otherwise than it stands.
 
-    Tensor ranks that do not divide the heads of a mixture of experts are attention ranks that share its
-    experts: no engine could have cut the heads so.
+    More tensor ranks than a node of 8 that do not divide the heads of a mixture of experts are several replicas:
+    tables of rack-scale systems give the devices of a whole deployment. A dense model's data ranks share nothing.
     """
     heads = min((mixer.heads for mixer in found.mixers if mixer.kind != "indexer"), default=1)
-    mixture = any(ff.experts for ff in found.feedforwards)
-    if mixture and row.data == 1 and heads % row.tensor:
-        return 1, row.tensor, row.tensor, f"{row.tensor} tensor ranks do not divide {heads} heads: read as data ranks"
-    ranks = row.tensor * row.data
-    expert = row.expert if mixture else 1
-    if ranks % expert:
-        raise InputError("moe_ep_size", expert, f"must divide tensor × data ranks = {ranks}")
-    return row.tensor, row.data, expert, ""
+    if not any(ff.experts for ff in found.feedforwards):
+        return row.tensor, 1, 1, row.data, ""
+    if row.data == 1 and row.tensor > NODE and heads % row.tensor:
+        ranks = max(size for size in range(1, TRAY + 1) if row.tensor % size == 0 and heads % size == 0)
+        count = row.tensor // ranks
+        note = f"{row.tensor} ranks do not divide {heads} heads: read as {count} replicas of {ranks}"
+        return ranks, 1, ranks, count, note
+    if row.tensor * row.data % row.expert:
+        raise InputError("moe_ep_size", row.expert, f"must divide tensor × data ranks = {row.tensor * row.data}")
+    return row.tensor, row.data, row.expert, 1, ""
