@@ -12,7 +12,8 @@ from test_validate import DATA, line, table
 from sonde.catalogue.efficiencies import EngineOverhead
 from sonde.cli import main
 from sonde.cost.compile import compile_replica
-from sonde.cost.served import kernels
+from sonde.cost.explain import explain
+from sonde.cost.served import kernels, served
 from sonde.validate.constants import fitted, write
 from sonde.validate.cross import cross_validate, curve_of, folds, intervals, measured, pair_of
 from sonde.validate.features import COMPONENTS, Features, features
@@ -169,3 +170,21 @@ def test_a_damaged_run_is_refused_in_words(tmp_path: Path, meta: str, requests: 
     (folder / "requests.jsonl").write_text(requests, encoding="utf-8")
     assert main(["validate", str(folder)]) == 2
     assert measured([]).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["vllm", "sglang", "trtllm"])
+def test_a_replica_that_names_its_engine_takes_that_engines_constants(found: Features, name: str) -> None:
+    chosen = found.settings[0]
+    plain = compile_replica(chosen.model, chosen.device, chosen.replica)
+    replica = chosen.replica.model_copy(update={"engine": name})
+    engine = compile_replica(chosen.model, chosen.device, replica)
+    reached = served(chosen.device, replica, name)
+    assert engine.table.time.fixed == pytest.approx(
+        reached.engine.step_s + reached.engine.layer_s * chosen.model.layers, rel=1e-9
+    )
+    assert engine.table.time.fixed != plain.table.time.fixed
+    rows = explain(chosen.model, chosen.device, replica, 100, 0)
+    time = engine.table.time
+    assert sum(row.seconds for row in rows) == pytest.approx(
+        time.fixed + time.linear[100] + time.prefill * 5000, rel=1e-9
+    )
