@@ -29,8 +29,9 @@ class Ended(NamedTuple):
 
 
 @pytest.fixture
-def sonde_cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
-    """Give a function that runs `sonde ARGUMENTS` in this process."""
+def sonde_cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Give a function that runs `sonde ARGUMENTS` in this process, as wide as a pipe is."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # test runners set it
     from sonde.cli import main
 
     def run(*arguments: object) -> Ended:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -215,7 +216,7 @@ def test_without_the_jit_the_twin_still_agrees():
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "9 passed" in done.stdout
+    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) >= 9
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

@@ -295,7 +295,8 @@ def _sparse(frame: polars.DataFrame, on: Device, engine: str) -> Iterator[Points
 def _picked(length: Floats, step: Floats, window: float) -> Floats:
     """Return the pairs of `length` queries after `step` tokens, of which each meets at most `window` keys."""
     far: Floats = window * (np.maximum(step + length - window, 0.0) - np.maximum(step - window, 0.0))
-    return far + (np.minimum(step + length, window) ** 2 - np.minimum(step, window) ** 2) / 2.0
+    near: Floats = (np.minimum(step + length, window) ** 2 - np.minimum(step, window) ** 2) / 2.0
+    return far + near
 
 
 def _indexer(frame: polars.DataFrame, on: Device, engine: str) -> Iterator[Points]:

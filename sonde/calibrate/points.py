@@ -67,7 +67,9 @@ def points(key: tuple[str, str, str, str], seconds: Floats, **columns: Floats | 
         for name in _COLUMNS
         if name != "seconds"
     }
-    return Points(*key, **filled, seconds=np.asarray(seconds, dtype=np.float64))
+    operator, form, device, engine = key
+    found = filled | {"seconds": np.asarray(seconds, dtype=np.float64)}
+    return Points(operator, form, device, engine, *(found[name] for name in _COLUMNS))
 
 
 def joined(groups: list[Points]) -> Points:
