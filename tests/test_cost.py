@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from sonde.catalogue.device import Device, Link, MemoryTier
 from sonde.catalogue.efficiencies import efficiencies
 from sonde.catalogue.model import Model
+from sonde.cost.collectives import all_reduce
 from sonde.cost.compile import compile_replica, step_table
 from sonde.cost.experts import busiest_load, distinct_experts
 from sonde.cost.explain import explain
@@ -306,3 +307,29 @@ def test_the_engine_carries_what_the_simulator_needs() -> None:
         for column in (quantity.linear, quantity.decode, quantity.read, quantity.read_window):
             assert column.dtype == np.float64
             assert column.flags.c_contiguous
+
+
+def test_an_all_reduce_across_nodes_sends_a_share_of_the_message_over_the_fabric() -> None:
+    part = shard(LLAMA_70B, H100, choose(LLAMA_70B, tensor_parallel=16), efficiencies(H100))
+    small, large = np.array([1e6]), np.array([1e9])
+    sums = [all_reduce(part, "sum", 1, 16, size) for size in (small, large)]
+    near = 2 * 7 / 8 * (1e9 - 1e6)  # inside a node of 8
+    far = 2 * 1 / 2 * (1e9 - 1e6) / 8  # between two nodes, each device with its eighth
+    assert sums[1].sent[0] - sums[0].sent[0] == pytest.approx(near + far)
+    inside = shard(LLAMA_70B, H100, choose(LLAMA_70B, tensor_parallel=8), efficiencies(H100))
+    grown = [float(all_reduce(inside, "sum", 1, 8, size).link_s[0]) for size in (small, large)]
+    fabric = (sums[1].link_s[0] - sums[0].link_s[0]) - (grown[1] - grown[0])
+    assert fabric == pytest.approx(far / H100.fabric.bandwidth / efficiencies(H100).collective.memory, rel=0.01)
+
+
+def test_a_device_never_draws_more_than_its_peak() -> None:
+    greedy = efficiencies(H100)
+    greedy = replace(greedy, power=replace(greedy.power, compute=50.0, memory=50.0))
+    replica = choose(LLAMA_8B)
+    made = step_table(shard(LLAMA_8B, H100, replica, greedy))
+    step = (2000, 32, 32 * 700.0)
+    watts = coefficients(made.energy, step[0], step[1], 2e6, step[2]) / coefficients(
+        made.time, step[0], step[1], 2e6, step[2]
+    )
+    assert watts <= H100.peak_w * (1 + 1e-9)
+    assert watts > 0.9 * H100.peak_w

@@ -108,3 +108,16 @@ def test_capacity_of_llama_on_a_4090_is_what_vllm_reports() -> None:
     batching = Batching(max_batch=settings["max_num_seqs"], token_budget=settings["max_num_batched_tokens"])
     replica = choose(LLAMA_8B, memory_fraction=found["kv_cache"]["gpu_memory_utilization"], batching=batching)
     assert fit(LLAMA_8B, RTX_4090, replica).kv_tokens == pytest.approx(found["kv_cache"]["num_kv_tokens"], rel=0.10)
+
+
+def test_a_step_holds_three_hidden_states_the_widest_layer_and_the_logits_twice() -> None:
+    replica = choose(LLAMA_8B, batching=Batching(token_budget=1000, max_batch=10))
+    layer = 1000 * (3 * 4096 + 1.5 * 2 * 14336) * 2
+    logits = 10 * LLAMA_8B.vocabulary * 4 * 2
+    assert fit(LLAMA_8B, H100, replica).activations == pytest.approx(layer + logits)
+
+
+def test_every_device_of_a_replica_swaps_over_its_own_way_to_the_host() -> None:
+    one, four = (compile_replica(LLAMA_8B, H100, choose(LLAMA_8B, tensor_parallel=n)).memory for n in (1, 4))
+    assert one.swap_bytes_per_s == H100.host.bandwidth
+    assert four.swap_bytes_per_s == 4 * one.swap_bytes_per_s

@@ -39,6 +39,11 @@ class Hardware(NamedTuple):
     purchase: str
     priced_by_hand: bool
 
+    @property
+    def title(self) -> str:
+        """Return the device's name, and how it is bought where that is not on demand."""
+        return self.device.name if self.purchase == "on-demand" else f"{self.device.name} ({self.purchase})"
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
@@ -180,7 +185,7 @@ def _of_kind(
                 rejected.append(engine)
                 continue
             for routing in search.routing:
-                text = _label(kind.device.name, full, routing if len(search.routing) > 1 else "")
+                text = _label(kind.title, full, routing if len(search.routing) > 1 else "")
                 kept.append(Candidate(kind, full, routing, engine, most, text))
     return kept, rejected
 
@@ -189,8 +194,7 @@ def _unpriced(kind: Hardware) -> Rejection:
     """Return why a device whose price is not known cannot be ranked by dollars."""
     known = [name for name in _PURCHASES if name in kind.device.usd_per_hour and name != kind.purchase]
     advice = " or ".join(["`price:`", *(f"`purchase: {name}`" for name in known)])
-    name = kind.device.name if kind.purchase == "on-demand" else f"{kind.device.name} ({kind.purchase})"
-    return Rejection(name, "price", f"no {kind.purchase} price is known; give {advice}")
+    return Rejection(kind.title, "price", f"no {kind.purchase} price is known; give {advice}")
 
 
 def _replicas(
@@ -277,7 +281,7 @@ def _refuse(model: Model, kind: Hardware, replica: Replica, most: int, anywhere:
     """
     from sonde.cost.memory import fit
 
-    name = _shape(kind.device.name, replica)
+    name = _shape(kind.title, replica)
     ranks = replica.tensor_parallel * replica.data_parallel
     if most < 1:
         return Rejection(
@@ -308,9 +312,9 @@ def _compile(model: Model, kind: Hardware, replica: Replica) -> Engine | Rejecti
     try:
         return compile_replica(model, kind.device, replica, usd_per_device_hour=kind.usd_per_hour)
     except CannotError as error:
-        return Rejection(_shape(kind.device.name, replica), "memory", str(error))
+        return Rejection(_shape(kind.title, replica), "memory", str(error))
     except InputError as error:
-        return Rejection(_shape(kind.device.name, replica), "parallelism", str(error))
+        return Rejection(_shape(kind.title, replica), "parallelism", str(error))
 
 
 def _identity(engine: Engine) -> tuple[object, ...]:
