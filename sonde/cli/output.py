@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -50,6 +51,26 @@ def emit(value: object) -> None:
 def note(text: str) -> None:
     """Print a line for the reader on stderr."""
     click.echo(text, err=True)
+
+
+@contextmanager
+def patience(text: str, after_s: float = 1.5) -> Iterator[None]:
+    """Print `text` on stderr where what is done inside takes longer than `after_s`."""
+    timer = Timer(after_s, note, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def prepare(*, closed: bool) -> None:
+    """Load the simulator's machine code, or make it once, and say so: it takes a while."""
+    from sonde.sim.engine import ready
+
+    with patience("compiling the simulator, once on this machine (about 20 s)"):
+        ready(closed)
 
 
 def console(*, stderr: bool = False) -> Console:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sonde.cli.output import emit, import_beside, json_option, note
+from sonde.cli.output import emit, import_beside, json_option, note, prepare
 from sonde.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def simulate(
     Prints latencies, rates, energy and dollars. The exit code is 0 whether or not the objectives are met.
     """
     from sonde.catalogue.models import model
+    from sonde.deployment.check import check
     from sonde.deployment.load import load
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand
@@ -58,6 +59,9 @@ def simulate(
     requests, notes = demand(asked, model(tree.pools[0].replica.model))
     for text in notes:
         note(text)
+    for text in check(tree):
+        note(text)
+    prepare(closed=clients is not None)
     outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:
         emit(outcome.summary(promised))

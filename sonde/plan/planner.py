@@ -49,6 +49,8 @@ def plan(
     candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread
+        if progress:
+            progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")
         simulator(rows(asked.requests, 1), ())(((candidates.kept[0], 1),), False)
     interrupted = sweep.run(candidates.kept, progress) or mix(sweep)
     bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
