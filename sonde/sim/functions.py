@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba import cfunc, njit, types
 from numba.core.errors import NumbaError, NumbaExperimentalFeatureWarning
 
@@ -44,7 +45,7 @@ def router(name: str) -> Any:
     """Return the compiled routing policy of that name, or of that "module:function"."""
     known = routing.POLICIES.get(name)
     if known:
-        return cached(lambda cache: cfunc(ROUTING, cache=cache)(known.function))
+        return native(ROUTING, known.function, keep=True)
     own = _compiled(own_function(name, "routing.policy"), ROUTING, name, "routing.policy")
 
     def guarded(view: Any, request: Any) -> Any:
@@ -53,7 +54,7 @@ def router(name: str) -> Any:
         except Exception:  # noqa: BLE001  (the only kind that machine code can catch)
             return FAILED
 
-    return cfunc(ROUTING)(guarded) if _is_machine_code(own) else guarded
+    return native(ROUTING, guarded)
 
 
 @cache
@@ -61,7 +62,7 @@ def batcher(name: str) -> Any:
     """Return the compiled batching policy of that name, or of that "module:function"."""
     known = batching.POLICIES.get(name)
     if known:
-        return cached(lambda cache: cfunc(BATCHING, cache=cache)(known.function))
+        return native(BATCHING, known.function, keep=True)
     own = _compiled(own_function(name, "batching.policy"), BATCHING, name, "batching.policy")
 
     def guarded(view: Any) -> Any:
@@ -71,7 +72,14 @@ def batcher(name: str) -> Any:
         except Exception:  # noqa: BLE001
             return batching.Step(FAILED, False, False)
 
-    return cfunc(BATCHING)(guarded) if _is_machine_code(own) else guarded
+    return native(BATCHING, guarded)
+
+
+def native(signature: Any, function: Callable[..., Any], *, keep: bool = False) -> Any:
+    """Return the function in machine code of that signature, on disk too if `keep`; as it is where the JIT is off."""
+    if _is_jit_off():
+        return function
+    return cached(lambda cache: cfunc(signature, cache=cache and keep)(function))
 
 
 def own_function(name: str, path: str) -> Callable[..., Any]:
@@ -95,7 +103,7 @@ def own_function(name: str, path: str) -> Callable[..., Any]:
 def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str) -> Any:
     """Return the function in machine code, with bounds checked and its answer of the right type."""
     own: Any = njit(boundscheck=True)(function)
-    if not _is_machine_code(own):
+    if _is_jit_off():
         return own
     try:
         own.compile(signature.args)
@@ -113,9 +121,8 @@ def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str
     return own
 
 
-def _is_machine_code(function: Any) -> bool:
-    """Return whether numba compiles a function: it does not where the JIT is off."""
-    return hasattr(function, "compile")
+def _is_jit_off() -> bool:
+    return bool(getattr(numba.config, "DISABLE_JIT", False))
 
 
 def _is_step(answer: Any) -> bool:
