@@ -17,7 +17,7 @@ from sonde.cli.output import emit, json_option, progress, table
 def bench(trace: Path | None, full: bool, only: tuple[str, ...], as_json: bool) -> None:
     """Measure how fast Sonde is on this machine: simulation, planning, start-up.
 
-    Prints requests and engine steps per second of CPU time, and peak memory, a row for each case. Nothing else
+    Prints requests and engine steps per second, and peak memory, a row for each case. Nothing else
     should run at the same time.
     """
     from sonde.bench import measure
