@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sonde.sim.jit import part
 from sonde.sim.state import World
 
@@ -69,20 +71,49 @@ def release(w: World, r: int, i: int) -> None:
 
 
 @part
+def before(heap: Any, at: int, key: int, i: int) -> bool:
+    """Return whether the entry at `at` leaves the heap before (key, request `i`)."""
+    return heap[at, 0] < key or (heap[at, 0] == key and heap[at, 1] < i)
+
+
+@part
+def move(heap: Any, source: int, target: int) -> None:
+    """Copy the entry at `source` to `target`."""
+    heap[target, 0] = heap[source, 0]
+    heap[target, 1] = heap[source, 1]
+
+
+@part
+def rise(heap: Any, at: int, key: int, i: int) -> int:
+    """Make room for (key, request `i`) at `at` or above it, and return where."""
+    while at > 0 and not before(heap, (at - 1) >> 1, key, i):
+        move(heap, (at - 1) >> 1, at)
+        at = (at - 1) >> 1
+    return at
+
+
+@part
+def sink(heap: Any, n: int, at: int, key: int, i: int) -> int:
+    """Make room for (key, request `i`) at `at` or below it among `n` entries, and return where."""
+    while 2 * at + 1 < n:
+        low = 2 * at + 1
+        if low + 1 < n and before(heap, low + 1, heap[low, 0], heap[low, 1]):
+            low += 1
+        if not before(heap, low, key, i):
+            break
+        move(heap, low, at)
+        at = low
+    return at
+
+
+@part
 def push_end(w: World, r: int, key: int, i: int) -> None:
     """Add (key, request) to the heap of replica `r`; equal keys leave in the order of request numbers."""
     heap = w.ends[r]
-    at = w.replicas[r].heap
-    w.replicas[r].heap += 1
-    while at > 0:
-        up = (at - 1) >> 1
-        if heap[up, 0] < key or (heap[up, 0] == key and heap[up, 1] < i):
-            break
-        heap[at, 0] = heap[up, 0]
-        heap[at, 1] = heap[up, 1]
-        at = up
+    at = rise(heap, w.replicas[r].heap, key, i)
     heap[at, 0] = key
     heap[at, 1] = i
+    w.replicas[r].heap += 1
 
 
 @part
@@ -91,30 +122,10 @@ def pop_end(w: World, r: int, at: int) -> None:
     heap = w.ends[r]
     w.replicas[r].heap -= 1
     n = w.replicas[r].heap
-    key, i = heap[n, 0], heap[n, 1]
     if at == n:
         return
-    while at > 0:  # an entry taken out of the middle may have to rise
-        up = (at - 1) >> 1
-        if heap[up, 0] < key or (heap[up, 0] == key and heap[up, 1] < i):
-            break
-        heap[at, 0] = heap[up, 0]
-        heap[at, 1] = heap[up, 1]
-        at = up
-    while True:
-        low = 2 * at + 1
-        if low >= n:
-            break
-        other = low + 1
-        if other < n and (
-            heap[other, 0] < heap[low, 0] or (heap[other, 0] == heap[low, 0] and heap[other, 1] < heap[low, 1])
-        ):
-            low = other
-        if key < heap[low, 0] or (key == heap[low, 0] and i < heap[low, 1]):
-            break
-        heap[at, 0] = heap[low, 0]
-        heap[at, 1] = heap[low, 1]
-        at = low
+    key, i = heap[n, 0], heap[n, 1]
+    at = sink(heap, n, rise(heap, at, key, i), key, i)  # an entry out of the middle may have to rise
     heap[at, 0] = key
     heap[at, 1] = i
 
