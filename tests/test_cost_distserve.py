@@ -20,18 +20,8 @@ from sonde.cost.memory import fit
 from sonde.cost.shard import shard
 from sonde.cost.table import Coefficients, coefficients
 from sonde.deployment.tree import Batching, Replica
+from sonde.papers.genz import MEASURED
 
-Row = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
-
-#: (model, tensor parallel) -> prefill, decode below a batch of 95, decode from 95 on; ms
-DISTSERVE: dict[tuple[str, int], Row] = {
-    ("opt-13b", 1): ((18.1, 0.1019, 7.12e-6), (19.93, 6.27e-4, 0.0385), (7.17, 5.80e-4, 0.158)),
-    ("opt-13b", 2): ((14.74, 0.0686, 2.45e-6), (13.29, 3.41e-4, 0.063), (10.64, 3.12e-4, 0.0856)),
-    ("opt-13b", 4): ((12.06, 0.0381, 5.23e-7), (10.26, 1.88e-4, 0.0327), (10.48, 1.71e-4, 0.0457)),
-    ("opt-66b", 2): ((43.06, 0.2742, 2.25e-5), (48.29, 9.42e-4, 0.1276), (28.73, 4.74e-4, 0.296)),
-    ("opt-66b", 4): ((29.44, 0.1514, 8.32e-6), (30.76, 4.52e-4, 0.0633), (27.47, 4.05e-4, 0.125)),
-    ("opt-66b", 8): ((25.49, 0.1066, 3.39e-6), (23.16, 2.27e-4, 0.048), (21.72, 3.76e-4, 0.0898)),
-}
 MODELS: dict[str, Model] = {"opt-13b": OPT_13B, "opt-66b": OPT_66B}
 PROMPTS = [(1, 128), (1, 256), (1, 512), (1, 1024), (1, 2048), (16, 128), (8, 256), (4, 512), (2, 1024),
            (8, 512), (4, 1024), (2, 2048)]  # fmt: skip
@@ -57,7 +47,7 @@ def table(model: Model, ranks: int, engine: str) -> Coefficients:
 def errors(name: str, ranks: int) -> np.ndarray:
     """Return predicted/measured - 1 at every point of the grid."""
     model = MODELS[name]
-    made, (prefill, small, large) = table(model, ranks, "distserve"), DISTSERVE[name, ranks]
+    made, (prefill, small, large) = table(model, ranks, "distserve"), MEASURED[name, ranks]
     room = fit(model, A100, replica(model, ranks)).kv_tokens
     found = []
     for count, length in PROMPTS:
@@ -73,7 +63,7 @@ def errors(name: str, ranks: int) -> np.ndarray:
 
 
 def test_distserve_is_met_with_one_set_of_efficiencies() -> None:
-    rows = {key: errors(*key) for key in DISTSERVE}
+    rows = {key: errors(*key) for key in MEASURED}
     every = np.concatenate(list(rows.values()))
     assert len(every) > 230
     assert np.median(every) <= 0.15
@@ -110,7 +100,7 @@ def test_without_engine_overhead_prompts_stay_near_and_small_batches_do_not() ->
 if __name__ == "__main__":
     import pandas
 
-    shown = {f"{name} TP{ranks}": errors(name, ranks) for name, ranks in DISTSERVE}
+    shown = {f"{name} TP{ranks}": errors(name, ranks) for name, ranks in MEASURED}
     shown["all"] = np.concatenate(list(shown.values()))
     lines = [(key, len(e), 100 * np.median(e), 100 * e.max()) for key, e in shown.items()]
     pytest.importorskip("pandas")
