@@ -203,3 +203,12 @@ def test_all_rows_of_the_measurements_can_be_read() -> None:
     assert all(isinstance(each, Prediction) for each in part)
     off = [abs(p.tpot_ms / row.tpot_ms - 1) for p, row in zip(part, found.rows[::97], strict=True)]  # type: ignore[union-attr]
     assert np.median(off) < 0.15
+
+
+def test_where_no_row_can_be_predicted_the_exit_code_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path, line(system="z900_sxm"))
+    assert main(["validate", str(path)]) == 1
+    assert "none of its 1 rows could be predicted" in capsys.readouterr().err
+    assert main(["validate", str(table(tmp_path, line(system="z900_sxm"), line(id="b")))]) == 0

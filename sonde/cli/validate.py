@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sonde.cli.output import emit, json_option, note, progress, table
-from sonde.errors import InputError
+from sonde.errors import CannotError, InputError
 
 if TYPE_CHECKING:
     from sonde.validate.score import Errors
@@ -64,10 +64,12 @@ def _closed_loop(path: Path, out: Path | None, as_json: bool) -> None:
     if as_json:
         head = {"rows": len(found), "predicted": len(both), "faults": [fault._asdict() for fault in faults]}
         emit({**head, "errors": _plain(groups)})
-        return
-    click.echo(f"{len(both):,} of {len(found):,} rows predicted")
-    if any(part.rows for group in list(groups["overall"].values())[:1] for part in group.values()):
-        print_groups(groups)
+    else:
+        click.echo(f"{len(both):,} of {len(found):,} rows predicted")
+        if any(part.rows for group in list(groups["overall"].values())[:1] for part in group.values()):
+            print_groups(groups)
+    if len(faults) == len(found):
+        raise CannotError(f"{path}: none of its {len(found):,} rows could be predicted")
 
 
 def _crossed(path: Path, as_json: bool) -> None:
