@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonde.catalogue.engines import CLASSES, effects, engine_names, serving_engine
+from sonde.catalogue.engines import CLASSES, effects, engine_names, serving_engine, spread
 from sonde.cli import main
 from sonde.errors import InputError
 from sonde.validate.predict import Prediction, predict
@@ -182,10 +182,28 @@ def test_gpt_oss_is_mxfp4_whatever_the_column_says(tmp_path: Path) -> None:
 def test_every_engine_has_every_constant(name: str) -> None:
     found = serving_engine(name)
     assert found.batching in ("chunked", "inflight", "chunks-first")
-    assert 0 < found.tpot_low < 1 < found.tpot_high
-    assert 0 < found.ttft_low < 1 < found.ttft_high
     assert all(0.2 < getattr(found, kind.replace("-", "_")) < 5 for kind in CLASSES)
     assert serving_engine(name, "0.0.0-nobody-knows") == found
+
+
+@pytest.mark.parametrize("name", [*engine_names(), "generic"])
+def test_pairs_that_no_fit_has_seen_have_wider_intervals(name: str) -> None:
+    seen, new = spread(name, "qwen3-32b", "h100-sxm"), spread(name, "qwen3-32b", "rtx-4090")
+    assert new == spread(name, "nobody-knows", "h100-sxm")
+    for found in (seen, new):
+        assert 0 < found.tpot_low < 1 < found.tpot_high
+        assert 0 < found.ttft_low < 1 < found.ttft_high
+    assert seen.tpot_high / seen.tpot_low < new.tpot_high / new.tpot_low
+    assert seen.ttft_high / seen.ttft_low < new.ttft_high / new.ttft_low
+
+
+def test_a_row_of_a_new_pair_has_the_wider_interval(tmp_path: Path) -> None:
+    for changes, model, device in (
+        ({}, "llama-3.1-8b", "h100-sxm"), ({"system": "l40s"}, "llama-3.1-8b", "l40s"),
+    ):  # fmt: skip
+        found, held = predicted(tmp_path, **changes), spread("vllm", model, device)
+        assert found.tpot_hi_ms == pytest.approx(found.tpot_ms * held.tpot_high)
+        assert found.ttft_lo_ms == pytest.approx(found.ttft_ms * held.ttft_low)
 
 
 def test_effects_of_what_is_unknown_are_none() -> None:

@@ -15,7 +15,7 @@ from sonde.cost.compile import compile_replica
 from sonde.cost.explain import explain
 from sonde.cost.served import kernels, served
 from sonde.validate.constants import fitted, write
-from sonde.validate.cross import cross_validate, curve_of, folds, intervals, measured, pair_of
+from sonde.validate.cross import ANY, cross_validate, curve_of, folds, intervals, levelled, measured, pair_of
 from sonde.validate.features import COMPONENTS, Features, features
 from sonde.validate.fit import design, model_times, solve
 from sonde.validate.open_loop import compare, read_run, replay
@@ -121,9 +121,24 @@ def test_intervals_cover_what_they_say() -> None:
         assert 0.77 < np.mean((new > found[name][0]) & (new < found[name][1])) < 0.83
 
 
-def test_few_residuals_borrow_from_all() -> None:
-    found = intervals(np.linspace(-1.0, 1.0, 101), ["many"] * 96 + ["few"] * 5)
-    assert found["few"] == pytest.approx((np.exp(-0.82), np.exp(0.82)), rel=0.03)
+def test_engines_of_few_residuals_have_no_interval_of_their_own() -> None:
+    found = intervals(np.linspace(-1.0, 1.0, 101), ["many"] * 60 + ["few"] * 41)
+    assert set(found) == {ANY, "many"}
+    assert found[ANY] == pytest.approx((np.exp(-0.82), np.exp(0.82)), rel=0.03)
+
+
+def test_intervals_hold_a_new_group_whose_rows_err_alike() -> None:
+    random = np.random.default_rng(1)
+    plain, level = [], []
+    for _ in range(60):
+        fold = np.repeat(np.arange(10), 40)
+        past = np.repeat(random.normal(size=10), 40) + 0.2 * random.normal(size=400)
+        new = random.normal() + 0.2 * random.normal(size=400)
+        for hits, found in ((plain, intervals(past, ["a"] * 400)), (level, levelled(past, ["a"] * 400, fold))):
+            low, high = np.log(found["a"])
+            hits.append(np.mean((low < new) & (new < high)))
+    assert np.mean(plain) < np.mean(level)
+    assert 0.72 < np.mean(level) < 0.9
 
 
 def test_constants_are_written_as_the_catalogue_reads_them(found: Features, tmp_path: Path) -> None:
@@ -134,7 +149,8 @@ def test_constants_are_written_as_the_catalogue_reads_them(found: Features, tmp_
     text = (tmp_path / "engines.csv").read_text(encoding="utf-8")
     assert "\nvllm,,,gemm," in text
     assert "\nsglang,,hopper,poll_steps_busy," in text
-    assert "\ntrtllm,,,ttft_high," in text
+    assert "\n,new," in (tmp_path / "spreads.csv").read_text(encoding="utf-8")
+    assert "\nb200-sxm,qwen3-32b,12," in (tmp_path / "pairs.csv").read_text(encoding="utf-8")
     assert "family,blackwell,gemm," in (tmp_path / "effects.csv").read_text(encoding="utf-8")
 
 

@@ -3,7 +3,8 @@ how much longer than measured alone their kernels take when they serve.
 
 `data/engines.csv` has one row per (engine, version, family of devices, attribute). A version is a prefix, such as
 "0.19"; the row that says most wins. `data/effects.csv` holds factors on the time of classes of operators, by family
-of devices, precision, model or system: all that fit are multiplied.
+of devices, precision, model or system: all that fit are multiplied. `data/spreads.csv` says how far predictions are
+off, and `data/pairs.csv` which pairs of device and model these constants were fitted on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import NamedTuple
 
 from sonde.catalogue.efficiencies import Efficiencies, EngineOverhead
 from sonde.catalogue.rows import read, table
@@ -18,6 +20,9 @@ from sonde.errors import InputError, unknown
 
 COLUMNS = ("engine", "version", "family", "attribute", "value", "source", "date")
 EFFECTS = ("scope", "name", "operator", "factor", "source", "date")
+ENDS = ("ttft_low", "ttft_high", "tpot_low", "tpot_high")
+SPREADS = ("engine", "pairs", *ENDS, "source", "date")
+PAIRS = ("device", "model", "rows", "source", "date")
 
 #: attributes that are words; all others are numbers
 WORDS = ("batching",)
@@ -47,7 +52,6 @@ class ServingEngine:
                     where attention ranks wait for each other
     ttft_factor, poll_factor               what a version changes in `ttft_s` and in `poll_steps`
     gemm ... collective                    factor on the time of a class of operators
-    ttft_low ... tpot_high                 ends of the 80 % interval, as factors on the prediction
     """
 
     name: str
@@ -72,10 +76,6 @@ class ServingEngine:
     attention_decode: float
     elementwise: float
     collective: float
-    ttft_low: float
-    ttft_high: float
-    tpot_low: float
-    tpot_high: float
 
     def under(self, reached: Efficiencies, effects: Mapping[str, float] | None = None) -> Efficiencies:
         """Return what a device reaches under this engine; `effects` are further factors by class of operators."""
@@ -91,6 +91,27 @@ class ServingEngine:
         """Return the steps that a request waits until the scheduler sees it."""
         steps = self.poll_steps_busy if clients >= BUSY else self.poll_steps
         return self.poll_factor * (self.poll_steps_ranks if ranks > 1 else steps)
+
+
+class Spread(NamedTuple):
+    """Factors on a predicted time between which 80 % of measurements lie."""
+
+    ttft_low: float
+    ttft_high: float
+    tpot_low: float
+    tpot_high: float
+
+
+@cache
+def spread(engine: str, model: str, device: str) -> Spread:
+    """Return how far predictions for `model` on `device` (catalogue names) under `engine` are off.
+
+    Narrower where the engines' constants were fitted on measurements of that pair; those of all engines where the
+    engine has too few measurements or none. From residuals of rows that the fit had not seen: `validate.cross`.
+    """
+    seen = (device, model) in _pairs()
+    rows = _spreads()
+    return rows.get((engine, seen)) or rows["", seen]
 
 
 def engine_names() -> tuple[str, ...]:
@@ -155,6 +176,26 @@ def _effect_rows() -> tuple[dict[str, str], ...]:
         _check_source(where, row)
         rows.append(row)
     return tuple(rows)
+
+
+@cache
+def _spreads() -> dict[tuple[str, bool], Spread]:
+    found = {}
+    for where, row in read(table("spreads.csv"), "spreads.csv", SPREADS):
+        if row["pairs"] not in ("seen", "new"):
+            raise unknown(f"{where} pairs", row["pairs"], ("seen", "new"), "kind of pair")
+        _check_source(where, row)
+        found[row["engine"], row["pairs"] == "seen"] = Spread(*(float(row[name]) for name in ENDS))
+    return found
+
+
+@cache
+def _pairs() -> frozenset[tuple[str, str]]:
+    found = []
+    for where, row in read(table("pairs.csv"), "pairs.csv", PAIRS):
+        _check_source(where, row)
+        found.append((row["device"], row["model"]))
+    return frozenset(found)
 
 
 def _check_source(where: str, row: dict[str, str]) -> None:

@@ -84,12 +84,11 @@ def _crossed(path: Path, as_json: bool) -> None:
     if len({row.model + row.system for row in rows}) < LEAST_PAIRS:
         raise InputError("--cross-validate", str(path), f"needs measured rows of at least {LEAST_PAIRS} pairs")
     found = features(rows)
-    crossed = {by: cross_validate(found, by) for by in GROUPS}
     judged_rows = [chosen.row for chosen in found.settings]
-    result = {
-        by: score([Pair(row, part) for row, part in zip(judged_rows, judged(found, by, crossed), strict=True)])
-        for by in GROUPS
-    }
+    result = {}
+    for by in GROUPS:
+        predicted = judged(found, cross_validate(found, by))
+        result[by] = score([Pair(row, part) for row, part in zip(judged_rows, predicted, strict=True)])
     if as_json:
         emit({by: _plain(groups) for by, groups in result.items()})
         return

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import datetime
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sonde.catalogue.engines import CLASSES
+from sonde.catalogue.engines import CLASSES, COLUMNS, EFFECTS, PAIRS, SPREADS
 from sonde.errors import InputError
-from sonde.validate.cross import GROUPS, POOLED, cross_validate, intervals, measured
+from sonde.validate.cross import cross_validate, levelled, measured
 from sonde.validate.features import OVERHEADS, Features, features
-from sonde.validate.fit import SPREADS, Floats, design, solve
+from sonde.validate.fit import SPREADS as PRIORS
+from sonde.validate.fit import Floats, design, solve
 from sonde.validate.rows import read_rows
 from sonde.validate.score import apart
 
@@ -27,7 +29,7 @@ HELD = "quantiles of residuals of rows that the fit had not seen (sonde.validate
 Line = tuple[str, ...]
 
 
-def fitted(found: Features, spreads: Mapping[str, float] = SPREADS) -> dict[str, float]:
+def fitted(found: Features, spreads: Mapping[str, float] = PRIORS) -> dict[str, float]:
     """Return every constant by its name, fitted on all rows that are not counted apart."""
     rows = [chosen.row for chosen in found.settings]
     plan = design(found, spreads)
@@ -36,19 +38,24 @@ def fitted(found: Features, spreads: Mapping[str, float] = SPREADS) -> dict[str,
     return {name: float(np.exp(value)) for name, value in zip(plan.names, theta, strict=True)}
 
 
-def interval_lines(found: Features) -> Iterator[tuple[str, str, float]]:
-    """Yield (engine, attribute, factor): the ends of the 80 % intervals, from rows that no fit had seen."""
+def spread_lines(found: Features) -> Iterator[Line]:
+    """Yield the lines of spreads.csv: per engine and kind of pair the ends of the 80 % intervals."""
     rows = [chosen.row for chosen in found.settings]
-    crossed = {by: cross_validate(found, by) for by in GROUPS}
-    held = [crossed[by] for by in POOLED]
-    target = measured(rows)
     trusted = np.array([not apart(row) for row in rows])
-    names = [row.engine for row, use in zip(rows, trusted, strict=True) if use] * len(held)
-    for column, metric in enumerate(("tpot", "ttft")):
-        residual = np.concatenate([np.log(target / part.predicted)[trusted, column] for part in held])
-        for engine, ends in intervals(residual, names).items():
-            yield engine, f"{metric}_low", ends[0]
-            yield engine, f"{metric}_high", ends[1]
+    engines = [row.engine for row, use in zip(rows, trusted, strict=True) if use]
+    for by, kind in (("curves", "seen"), ("pairs", "new")):
+        held = cross_validate(found, by)
+        residual = np.log(measured(rows) / held.predicted)[trusted]
+        tpot, ttft = (levelled(residual[:, metric], engines, held.fold[trusted]) for metric in (0, 1))
+        for engine in tpot:
+            yield engine, kind, *(f"{end:.4g}" for end in (*ttft[engine], *tpot[engine]))
+
+
+def pair_lines(found: Features) -> Iterator[Line]:
+    """Yield the lines of pairs.csv: what the constants were fitted on, and how many rows of it."""
+    count = Counter((chosen.device.name, chosen.model.name) for chosen in found.settings if not apart(chosen.row))
+    for (device, model), rows in sorted(count.items()):
+        yield device, model, str(rows)
 
 
 def engine_lines(values: Mapping[str, float], engine: str) -> Iterator[tuple[str, str, str, float]]:
@@ -83,18 +90,18 @@ def effect_lines(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, f
 
 
 def write(found: Features, folder: Path) -> None:
-    """Write engines.csv and effects.csv of `folder` anew; scheduling defaults in them are kept."""
+    """Write engines.csv, effects.csv, spreads.csv and pairs.csv of `folder`; scheduling defaults in them are kept."""
     values, today = fitted(found), datetime.datetime.now(tz=datetime.UTC).date().isoformat()
     with (folder / "engines.csv").open(encoding="utf-8", newline="") as file:
         kept = [row for row in csv.DictReader(file) if row["attribute"] in SCHEDULING]
-    head = ("engine", "version", "family", "attribute", "value", "source", "date")
-    lines: list[Line] = [tuple(row[column] for column in head) for row in kept]
+    lines: list[Line] = [tuple(row[column] for column in COLUMNS) for row in kept]
     for engine in sorted({chosen.engine.name for chosen in found.settings}):
         lines += [(engine, *row[:3], f"{row[3]:.4g}", SOURCE, today) for row in engine_lines(values, engine)]
-    lines += [(engine, "", "", name, f"{value:.4g}", HELD, today) for engine, name, value in interval_lines(found)]
-    _write(folder / "engines.csv", head, lines)
+    _write(folder / "engines.csv", COLUMNS, lines)
     effects = [(*row[:3], f"{row[3]:.4g}", SOURCE, today) for row in effect_lines(values)]
-    _write(folder / "effects.csv", ("scope", "name", "operator", "factor", "source", "date"), sorted(effects))
+    _write(folder / "effects.csv", EFFECTS, sorted(effects))
+    _write(folder / "spreads.csv", SPREADS, [(*line, HELD, today) for line in spread_lines(found)])
+    _write(folder / "pairs.csv", PAIRS, [(*line, SOURCE, today) for line in pair_lines(found)])
 
 
 def _write(path: Path, head: Line, lines: Sequence[Line]) -> None:

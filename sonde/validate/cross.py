@@ -46,8 +46,14 @@ def curve_of(row: Row) -> str:
 
 GROUPS = {"pairs": pair_of, "curves": curve_of}
 
-#: residuals that intervals are taken from: rows to come are of new pairs more often than of curves of known ones
-POOLED = ("pairs", "pairs", "curves")
+#: engines with fewer residuals than this take the quantiles of all engines
+LEAST = 60
+
+#: share of measurements that an interval is to hold, and shares tried of the residuals of other groups
+HOLDS, TRIED = 0.8, tuple(np.arange(0.80, 0.945, 0.01).round(2).tolist())
+
+#: interval of rows of any engine
+ANY = ""
 
 
 def folds(groups: Sequence[str], count: int = FOLDS) -> NDArray[np.int64]:
@@ -85,20 +91,20 @@ def cross_validate(found: Features, by: str, spreads: Mapping[str, float] = SPRE
     return Held(predicted, fold)
 
 
-def intervals(residual: Floats, groups: Sequence[str], share: float = 0.8) -> dict[str, tuple[float, float]]:
-    """Return per group the factors on a prediction between which `share` of measurements lie.
+def intervals(residual: Floats, engines: Sequence[str], share: float = HOLDS) -> dict[str, tuple[float, float]]:
+    """Return per engine, and for all engines (`ANY`), the factors on a prediction between which `share` of rows lie.
 
     residual   logarithm of measured over predicted, of rows that the fit had not seen. The two quantiles are the
                conformal ones: of n residuals the one of rank (n + 1)·q, so that a new one of the same kind falls
-               between with at least that chance. Groups of fewer than 20 take the quantiles of all.
+               between with at least that chance. Engines of fewer than `LEAST` are left out.
     """
-    names = np.array(groups)
+    names = np.array(engines)
     low, high = (1.0 - share) / 2.0, (1.0 + share) / 2.0
-    everything = _ends(residual, low, high)
-    return {
-        str(name): _ends(residual[names == name], low, high) if np.count_nonzero(names == name) >= 20 else everything
-        for name in np.unique(names)
-    }
+    found = {ANY: _ends(residual, low, high)}
+    for name in np.unique(names):
+        if np.count_nonzero(names == name) >= LEAST:
+            found[str(name)] = _ends(residual[names == name], low, high)
+    return found
 
 
 def _ends(residual: Floats, low: float, high: float) -> tuple[float, float]:
@@ -109,23 +115,36 @@ def _ends(residual: Floats, low: float, high: float) -> tuple[float, float]:
     return float(np.exp(first)), float(np.exp(last))
 
 
-def judged(found: Features, by: str, crossed: Mapping[str, Held]) -> list[Prediction]:
-    """Return predictions of all rows with their intervals, in neither of which a row's own group has had a part.
+def levelled(residual: Floats, engines: Sequence[str], fold: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
+    """Return `intervals` at the least share of residuals whose intervals hold 80 % of the rows of other folds.
 
-    crossed   cross-validations by every grouping; the interval of a fold comes from residuals of the other folds
+    Rows of a group err alike, so that a new group falls outside of the plain quantiles more often than a new row.
     """
+    names = np.array(engines)
+    for share in TRIED:
+        inside = np.zeros(len(residual), dtype=np.bool_)
+        for each in np.unique(fold):
+            found = intervals(residual[fold != each], list(names[fold != each]), share)
+            here = np.flatnonzero(fold == each)
+            ends = np.log([found.get(name, found[ANY]) for name in names[here]])
+            inside[here] = (ends[:, 0] <= residual[here]) & (residual[here] <= ends[:, 1])
+        if inside.mean() >= HOLDS:
+            break
+    return intervals(residual, engines, share)
+
+
+def judged(found: Features, held: Held) -> list[Prediction]:
+    """Return predictions of all rows with their intervals, in neither of which a row's own group has had a part."""
     rows = [chosen.row for chosen in found.settings]
-    held, target = crossed[by], measured(rows)
+    residual = np.log(measured(rows) / held.predicted)
     trusted = np.array([not apart(row) for row in rows])
     engine = np.array([row.engine for row in rows])
     ends = np.ones((len(rows), 2, 2))
     for each in np.unique(held.fold):
-        rest = (held.fold != each) & trusted
+        rest, here = (held.fold != each) & trusted, held.fold == each
         for metric in (0, 1):
-            pool = np.concatenate([np.log(target / crossed[name].predicted)[rest, metric] for name in POOLED])
-            factors = intervals(pool, list(np.tile(engine[rest], len(POOLED))))
-            for row in np.flatnonzero(held.fold == each):
-                ends[row, metric] = factors.get(engine[row], (1.0, 1.0))
+            factors = levelled(residual[rest, metric], list(engine[rest]), held.fold[rest])
+            ends[here, metric] = [factors.get(name, factors[ANY]) for name in engine[here]]
     times = 1e3 * held.predicted
     edges = times[:, :, None] * ends
     return [

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.catalogue.devices import device
+from sonde.catalogue.engines import spread
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
 from sonde.cost.served import served
@@ -55,10 +56,11 @@ def predict(row: Row) -> Prediction | Fault:
         ttft_s + constants.ttft_s * constants.ttft_factor + constants.ttft_token_s * prompt + polls * tpot_s
     )
     tpot_ms = 1e3 * tpot_s
+    held = spread(row.engine, chosen.model.name, chosen.device.name)
     return Prediction(
         row.line, row.id, ttft_ms, tpot_ms,
-        ttft_ms * constants.ttft_low, ttft_ms * constants.ttft_high,
-        tpot_ms * constants.tpot_low, tpot_ms * constants.tpot_high,
+        ttft_ms * held.ttft_low, ttft_ms * held.ttft_high,
+        tpot_ms * held.tpot_low, tpot_ms * held.tpot_high,
         "; ".join(text for text in (chosen.note, note) if text),
     )  # fmt: skip
 
