@@ -19,9 +19,9 @@ from sonde.cost.operators import (
     token_operators,
 )
 from sonde.cost.roofline import Floats, Operator, activity_joules, bound, running_w
-from sonde.cost.served import served
+from sonde.cost.served import client_of, engine_name, served
 from sonde.cost.shard import Shard, shard
-from sonde.cost.table import Coefficients, Engine, StepTable
+from sonde.cost.table import Client, Coefficients, Engine, StepTable
 from sonde.deployment.tree import Replica
 
 #: entries of the table over tokens: at least, and at most (a longer step follows the slope)
@@ -39,17 +39,24 @@ def compile_replica(
 ) -> Engine:
     """Return the engine of one replica: step table (s, J), memory for caches (bytes), watts when idle, dollars.
 
-    `reached` replaces the catalogue's efficiencies under the replica's engine. Raises InputError where the
-    parallelism does not divide the model, CannotError where it does not fit the memory (with what would).
+    `reached` replaces the catalogue's efficiencies under the replica's engine, and with it what that engine adds
+    for its clients. Raises InputError where the parallelism does not divide the model, CannotError where it does
+    not fit the memory (with what would).
     """
-    part = shard(model, device, replica, reached or served(device, replica, replica.engine))
+    part = shard(model, device, replica, reached or served(device, replica, engine_name(device, replica)))
+    return compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
+
+
+def compile_shard(part: Shard, *, purchase: str = "on-demand", usd_per_device_hour: float | None = None) -> Engine:
+    """Return the engine of a replica that is cut over its devices as `part` says. Raises CannotError as above."""
+    replica, device = part.replica, part.device
     memory = kv_memory(part)
     batching = replica.batching
     return Engine(
         step_table(part), memory, batching.policy, batching.max_batch, batching.token_budget, batching.preemption,
         device.idle_w * replica.devices,
         hourly_cost(device, replica, purchase=purchase, usd_per_device_hour=usd_per_device_hour),
-        replica.devices,
+        replica.devices, Client() if reached else client_of(device, replica),
     )  # fmt: skip
 
 
@@ -119,6 +126,8 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
 def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, Floats]:
     """Return seconds and joules of the work on one device, summed over operators: [size] each."""
     seconds, joules = np.zeros(size), np.zeros(size)
+    for edit in part.edits:
+        operators = edit(part, operators)
     for operator in operators:
         spent = bound(part, operator).seconds
         seconds += spent

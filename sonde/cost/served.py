@@ -5,7 +5,8 @@ from __future__ import annotations
 from sonde.catalogue.curves import family
 from sonde.catalogue.device import Device
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
-from sonde.catalogue.engines import effects, serving_engine
+from sonde.catalogue.engines import BUSY, ServingEngine, effects, serving_engine
+from sonde.cost.table import Client
 from sonde.deployment.tree import Replica
 
 #: models whose 8-bit weights are published with a scale for every block
@@ -24,6 +25,31 @@ def served(device: Device, replica: Replica, engine: str, version: str = "", *, 
     more = effects(made, replica.weights, replica.model, device.name)
     alone = kernels(device, engine, block=block or block_scaled(replica.model))
     return serving_engine(engine, version, made).under(alone, more)
+
+
+def engine_name(device: Device, replica: Replica) -> str:
+    """Return the engine whose constants a replica on `device` is computed with: its own, or where it names none
+    "vllm" on whatever stands in data centres and on NVIDIA's workstation GPUs, "generic" on all else (phones,
+    boards, laptops, CPUs), for which no engine was measured."""
+    if replica.engine is not None:
+        return replica.engine
+    served_by_vllm = device.kind == "datacentre" or (device.kind == "workstation" and device.vendor == "NVIDIA")
+    return "vllm" if served_by_vllm else "generic"
+
+
+def client(constants: ServingEngine, ranks: int, clients: int | None = None) -> Client:
+    """Return what a client waits for beside an engine of `ranks` attention ranks; `clients`: that many are served."""
+    few, many = (constants.polls(count, ranks) if clients is None else constants.polls(clients, ranks)
+                 for count in (1, BUSY))  # fmt: skip
+    return Client(constants.ttft_s * constants.ttft_factor, constants.ttft_token_s, few, many)
+
+
+def client_of(device: Device, replica: Replica) -> Client:
+    """Return what a client of a replica on `device` waits for beside its engine (nothing, of a generic one)."""
+    name = engine_name(device, replica)
+    if name == "generic":
+        return Client()
+    return client(serving_engine(name, "", family(device.name)), replica.data_parallel)
 
 
 def kernels(device: Device, engine: str, *, block: bool) -> Efficiencies:

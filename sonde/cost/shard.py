@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sonde.catalogue.curves import FORMATS
 from sonde.catalogue.device import PRECISION_BYTES, Device, Link
@@ -50,6 +50,7 @@ class Shard:
     form, expert_form                         how their operands are stored, a key of `catalogue.curves.FORMATS`
     attention                                 arithmetic of attention
     expert_split                              ranks that share one expert's matrices
+    edits                                     what techniques make of the operators of a step, in order
     """
 
     model: Model
@@ -67,6 +68,7 @@ class Shard:
     expert_form: str
     attention: str
     expert_split: int
+    edits: tuple[Callable[[Shard, list[Any]], list[Any]], ...] = ()
 
     @property
     def tensor(self) -> int:

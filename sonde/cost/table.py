@@ -55,11 +55,24 @@ class KvMemory(NamedTuple):
     swap_bytes_per_s: float  # to host memory and back
 
 
+class Client(NamedTuple):
+    """What a client waits for beside the engine, before its first token. Zeros: it sees what the engine does.
+
+    request_s, token_s   seconds of a request, and of a token of its prompt (HTTP, tokenising)
+    polls, polls_busy    decode steps until the scheduler sees it, of a replica with few requests and with many
+    """
+
+    request_s: float = 0.0
+    token_s: float = 0.0
+    polls: float = 0.0
+    polls_busy: float = 0.0
+
+
 class Engine(NamedTuple):
     """One replica, compiled: what `cost.compile_replica` yields and `sim` runs.
 
     `idle_w` is drawn whenever no step runs; the energy table holds all that is drawn while one does.
-    `batching` is the policy's name; the simulator looks it up.
+    `batching` is the policy's name; the simulator looks it up. `client` is no part of the engine's own time.
     """
 
     table: StepTable
@@ -71,6 +84,7 @@ class Engine(NamedTuple):
     idle_w: float
     usd_per_hour: float
     devices: int
+    client: Client = Client()
 
 
 def coefficients(table: Coefficients, prompt: NDArray[np.int64] | int, batch: int, area: float, read: float) -> float:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sonde.deployment.tree import Choice, Line, Precision, refuse, repeated
+from sonde.deployment.tree import Choice, Line, Precision, Use, refuse, repeated
 
 #: limits by metric: one limit is of p99, or a limit for each of several quantiles
 Limits = str | float | dict[str, str | float]
@@ -81,6 +81,7 @@ class Scenario(Choice):
     objectives: dict[str, Limits] = Field(min_length=1)
     hardware: tuple[HardwareChoice, ...] = Field(min_length=1)
     search: SearchChoice = SearchChoice()
+    techniques: tuple[Use, ...] = ()  # in every candidate
 
     @model_validator(mode="after")
     def _every_kind_once(self) -> Self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -78,7 +78,7 @@ class Replica(Choice):
     weights: Precision = "bf16"
     activations: Precision = "bf16"
     kv_cache: Precision = "bf16"
-    engine: Literal["generic", "vllm", "sglang", "trtllm"] = "generic"  # whose constants steps are computed with
+    engine: Literal["generic", "vllm", "sglang", "trtllm"] | None = None  # whose constants; None: by kind of device
     memory_fraction: float = Field(default=0.9, gt=0, le=1)  # of device memory that the engine may use
     block_tokens: int = Field(default=16, ge=1, le=1024)  # tokens in one block of KV cache
     batching: Batching = Batching()
@@ -135,11 +135,19 @@ class Routing(Choice):
     policy: Line = "least-outstanding"
 
 
+#: a technique by name, or with its parameters: {"nano-batches": {"split": 2}}
+Use = Line | dict[Line, dict[str, Any]]
+
+
 class Deployment(Choice):
-    """Everything that is chosen: sites with their pools, and the routing before them."""
+    """Everything that is chosen: sites with their pools, the routing before them, and techniques in use.
+
+    What a technique changes in the tree, in a replica or in its step table: `sonde.techniques`.
+    """
 
     sites: tuple[Site, ...] = Field(min_length=1)
     routing: Routing = Routing()
+    techniques: tuple[Use, ...] = ()
 
     @model_validator(mode="after")
     def _sites_have_names_of_their_own(self) -> Self:

@@ -9,24 +9,28 @@ import numpy as np
 
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
-from sonde.cost.compile import compile_replica
 from sonde.cost.money import carbon_g, electricity_usd
 from sonde.deployment.check import check
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
 from sonde.sim.engine import run
 from sonde.sim.world import Fleet
+from sonde.techniques.compose import arranged, chosen, compiled
 from sonde.workload.requests import Requests
 
 
 def fleet(deployment: Deployment) -> Fleet:
-    """Return the engines of all pools, each with its number of replicas. Raises what `compile_replica` raises."""
-    engines = []
+    """Return the engines of all pools under the deployment's techniques, each with its number of replicas.
+
+    Raises what `compile_replica` raises. `deployment` is as `sonde.techniques.compose.arranged` leaves it.
+    """
+    engines, techniques = [], chosen(deployment.techniques)
     for pool in deployment.pools:
-        found = model(pool.replica.model), device(pool.replica.device)
-        engine = compile_replica(
-            *found, pool.replica, purchase=pool.purchase, usd_per_device_hour=pool.usd_per_device_hour
-        )
+        engine = compiled(
+            model(pool.replica.model), device(pool.replica.device), pool.replica,
+            [technique for technique in techniques if technique.at(pool.name)],
+            purchase=pool.purchase, usd_per_device_hour=pool.usd_per_device_hour,
+        )  # fmt: skip
         engines.append((engine, pool.replicas))
     return tuple(engines)
 
@@ -45,6 +49,7 @@ def simulate(
     CannotError where a model does not fit its devices.
     """
     check(deployment)
+    deployment = arranged(deployment)
     outcome = run(
         requests, fleet(deployment), routing=deployment.routing.policy, clients=clients, seed=seed,
         until_missed=until_missed,

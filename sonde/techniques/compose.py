@@ -1,0 +1,134 @@
+"""Techniques together: read, checked against each other, and applied in the order of the table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import ValidationError
+
+from sonde.catalogue.device import Device
+from sonde.catalogue.model import Model
+from sonde.cost.compile import compile_shard
+from sonde.cost.roofline import Operator
+from sonde.cost.served import served
+from sonde.cost.shard import Shard, shard
+from sonde.cost.table import Engine
+from sonde.deployment.faults import fault
+from sonde.deployment.tree import Deployment, Replica, Use
+from sonde.errors import InputError
+from sonde.techniques.table import TECHNIQUES, technique
+from sonde.techniques.technique import Chosen
+
+
+def chosen(uses: Iterable[Use]) -> tuple[Chosen, ...]:
+    """Return techniques with their parameters, in the order in which they are applied.
+
+    Raises InputError for a name or a parameter that there is none of, for a technique named twice, and for two
+    that cannot stand beside each other, with why.
+    """
+    found: dict[str, Chosen] = {}
+    for i, use in enumerate(uses):
+        one = _read(use, f"techniques[{i}]")
+        if one.name in found:
+            raise InputError(f"techniques[{i}]", one.name, "is there twice", "which of the two would count?")
+        for other in found.values():
+            why = one.technique.cannot.get(other.name) or other.technique.cannot.get(one.name)
+            if why:
+                raise InputError(f"techniques[{i}]", one.name, f"cannot stand beside {other.name}: {why}")
+        found[one.name] = one
+    return tuple(found[name] for name in TECHNIQUES if name in found)
+
+
+def arranged(deployment: Deployment) -> Deployment:
+    """Return the deployment as its techniques leave it: their pools, links, caches and routing, and their replicas.
+
+    Techniques stay named in it, for `compiled` to apply what they do within a replica.
+    """
+    techniques = chosen(deployment.techniques)
+    names = {pool.name for pool in deployment.pools}
+    for one in techniques:
+        if one.technique.deployment is not None:
+            deployment = one.technique.deployment(deployment, one.parameters)
+            names |= {pool.name for pool in deployment.pools}
+    for one in techniques:
+        for name in one.parameters.pools:
+            if name not in names:
+                raise InputError(f"techniques.{one.name}.pools", name, f"must be of {', '.join(sorted(names))}")
+    sites = [
+        site.model_copy(
+            update={
+                "pools": tuple(
+                    pool.model_copy(
+                        update={"replica": _replica(pool.replica, [t for t in techniques if t.at(pool.name)])}
+                    )
+                    for pool in site.pools
+                )
+            }
+        )
+        for site in deployment.sites
+    ]
+    return deployment.model_copy(update={"sites": tuple(sites)})
+
+
+def compiled(
+    model: Model,
+    device: Device,
+    replica: Replica,
+    techniques: Sequence[Chosen] = (),
+    *,
+    purchase: str = "on-demand",
+    usd_per_device_hour: float | None = None,
+) -> Engine:
+    """Return the engine of a replica under techniques; `replica` is as `arranged` (or `replica_under`) leaves it.
+
+    Raises InputError and CannotError as `sonde.cost.compile_replica` does.
+    """
+    part = shard(model, device, replica, served(device, replica, replica.engine))
+    for one in techniques:
+        if one.technique.shard is not None:
+            part = one.technique.shard(part, one.parameters)
+        if one.technique.operators is not None:
+            part = replace(part, edits=(*part.edits, _edit(one.technique.operators, one.parameters)))
+    engine = compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
+    for one in techniques:
+        if one.technique.engine is not None:
+            engine = one.technique.engine(engine, part, one.parameters)
+    return engine
+
+
+def replica_under(replica: Replica, techniques: Sequence[Chosen]) -> Replica:
+    """Return a replica with what techniques choose in it: precision, parallelism, batching."""
+    return _replica(replica, techniques)
+
+
+def _replica(replica: Replica, techniques: Sequence[Chosen]) -> Replica:
+    for one in techniques:
+        if one.technique.replica is not None:
+            replica = one.technique.replica(replica, one.parameters)
+    return Replica.model_validate(replica.model_dump())
+
+
+def _edit(
+    operators: Callable[[Shard, list[Operator], Any], list[Operator]], parameters: Any
+) -> Callable[[Shard, list[Operator]], list[Operator]]:
+    return lambda part, found: operators(part, found, parameters)
+
+
+def _read(use: Use, path: str) -> Chosen:
+    name, given = "", dict[str, Any]()
+    if isinstance(use, str):
+        name = use
+    elif len(use) == 1:
+        ((name, given),) = use.items()
+    else:
+        raise InputError(path, use, 'must be a name, or one name with its parameters, such as {"w4a4": {group: 128}}')
+    found = technique(name, path)
+    try:
+        parameters = found.parameters.model_validate_json(json.dumps(given), strict=True)
+    except ValidationError as error:
+        said = fault(error, given, found.parameters, lambda _: "")
+        raise InputError(f"{path}.{name}.{said.path}", said.value, said.allowed, said.consequence) from None
+    return Chosen(name, found, parameters)

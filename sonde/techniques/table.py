@@ -1,0 +1,24 @@
+"""The techniques that there are, in the order in which they are applied: one line and one file each.
+
+First what changes the layout, then what data is held in, then how operators run, then what a step yields.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from sonde.errors import unknown
+from sonde.techniques.technique import Technique
+
+#: name -> module of this folder, which holds it as TECHNIQUE
+TECHNIQUES: dict[str, str] = {
+    "chunked-prefill": "chunked_prefill",
+}
+
+
+def technique(name: str, path: str = "techniques") -> Technique:  # type: ignore[type-arg]
+    """Return the technique of that name. Raises InputError, with the nearest name, where there is none."""
+    if name not in TECHNIQUES:
+        raise unknown(path, name, TECHNIQUES, "technique")
+    found: Technique = importlib.import_module(f"sonde.techniques.{TECHNIQUES[name]}").TECHNIQUE  # type: ignore[type-arg]
+    return found
