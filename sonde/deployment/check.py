@@ -14,6 +14,7 @@ from sonde.catalogue.model import Model
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment, Pool, Replica
 from sonde.errors import InputError, unknown
+from sonde.units import show
 
 Found = TypeVar("Found")
 
@@ -88,6 +89,7 @@ def _check_pool(pool: Pool, path: str) -> Iterator[str]:
     _check_heads(found, replica, at)
     _check_experts(found, replica, at)
     _check_precision(row, replica, at)
+    power_cap_w(row, replica, f"{at}.power_cap")
     if replica.pipeline_parallel > found.layers:
         allowed = f"may be at most the {found.layers} layers of {found.name}"
         raise InputError(f"{at}.pipeline_parallel", replica.pipeline_parallel, allowed, "a stage would hold no layer")
@@ -100,6 +102,26 @@ def _check_pool(pool: Pool, path: str) -> Iterator[str]:
         yield f"data_parallel = {replica.data_parallel} shares experts, and {found.name} has none: use replicas"
     if pool.usd_per_device_hour is None:
         yield from _price(row, pool.purchase, f"{path}.usd_per_device_hour")
+
+
+def power_cap_w(device: Device, replica: Replica, path: str = "power_cap") -> float:
+    """Return the watts that one device of a replica may draw: its cap, or its peak power.
+
+    Raises InputError where a cap is above the peak, or not above what the device draws when idle.
+    """
+    cap = replica.power_cap
+    if cap is None:
+        return device.peak_w
+    watts = float(cap.rstrip(" %")) / 100.0 * device.peak_w if isinstance(cap, str) else cap
+    if not device.idle_w < watts <= device.peak_w:
+        low = device.idle_w >= watts
+        raise InputError(
+            path, show(cap, "power") if isinstance(cap, float) else cap,
+            f"must be above {show(device.idle_w, 'power')}, which {device.name} draws when idle, and at most "
+            f"{show(device.peak_w, 'power')}, which it draws at its peak",
+            "no power would be left to work with" if low else "it would change nothing",
+        )  # fmt: skip
+    return watts
 
 
 def _check_heads(model: Model, replica: Replica, path: str) -> None:

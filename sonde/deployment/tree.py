@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -43,9 +44,26 @@ def _dollars(value: object) -> object:
         refuse("", value, error.allowed, error.consequence)
 
 
+def _limit(value: object) -> object:
+    """Return watts for "400 W", a share for "60 %" as it is written best, and anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    share = _SHARE.match(value.strip())
+    if share:
+        return f"{float(share[1]):g} %"
+    try:
+        return parse(value, "power")
+    except InputError as error:
+        refuse("", value, error.allowed + ', or a share of peak power such as "60 %"', error.consequence)
+
+
+_SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
+
 #: one line of text: YAML does not keep control characters and rarer ends of lines apart
 Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Dollars = Annotated[float, BeforeValidator(_dollars), Field(ge=0)]
+#: watts, or "60 %" of what the device draws at most
+Limit = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")]
 
 
 def repeated(values: Iterable[object]) -> list[object]:
@@ -81,6 +99,7 @@ class Replica(Choice):
     engine: Literal["generic", "vllm", "sglang", "trtllm"] | None = None  # whose constants; None: by kind of device
     memory_fraction: float = Field(default=0.9, gt=0, le=1)  # of device memory that the engine may use
     block_tokens: int = Field(default=16, ge=1, le=1024)  # tokens in one block of KV cache
+    power_cap: Annotated[Limit, BeforeValidator(_limit)] | None = None  # of one device; None: its peak power
     batching: Batching = Batching()
 
     @property
