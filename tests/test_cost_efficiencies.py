@@ -17,10 +17,10 @@ def row(scope: str, name: str, value: str, **change: str) -> dict[str, str]:
 
 
 def test_the_most_specific_row_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = tuple(found for found in module._rows() if (found["scope"], found["operator"]) != ("kind", "power"))
+    rows = module._rows()
     added = (
         row("device", H100.name, "0.7"),
-        row("kind", "datacentre", "0.6", operator="power", attribute="static"),
+        row("device", A100.name, "0.1", operator="power", attribute="static"),
         row("engine", "mine", "0.5"),
     )
     monkeypatch.setattr(module, "_rows", lambda: added + rows)
@@ -29,7 +29,7 @@ def test_the_most_specific_row_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         assert efficiencies(H100).gemm.compute == 0.7
         assert efficiencies(H100, "mine").gemm.compute == 0.5
-        assert efficiencies(A100).power.static == 0.6
+        assert efficiencies(A100).power.static == 0.1
     finally:
         module._resolved.cache_clear()
         engines.cache_clear()

@@ -1,8 +1,9 @@
 """What share of its peak a device reaches, by class of operator, and what an engine adds: rows of data.
 
-`data/curves.csv` holds fitted curves (`curves.py`); `data/efficiencies.csv` single constants, one row per (scope,
-name, operator, attribute). The most specific row wins: default < curve of all devices < kind of device < curve of
-the family < of the device < device < curve of the engine < engine. A fit replaces rows; no code knows a figure.
+`data/curves.csv` holds fitted curves (`curves.py`); `data/power.csv` what a device draws (`power.py`);
+`data/efficiencies.csv` other single constants, one row per (scope, name, operator, attribute). The most specific
+row wins: default < curve of all devices < kind of device < curve of the family < of the device < device < curve of
+the engine < engine. A fit replaces rows; no code knows a figure.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from sonde.catalogue.curves import (
 )
 from sonde.catalogue.device import Device
 from sonde.catalogue.device_files import EFFICIENCIES_SUFFIX, read_text
+from sonde.catalogue.power import CONSTANTS as POWER
+from sonde.catalogue.power import RANGES as POWER_RANGES
+from sonde.catalogue.power import Power, stated
 from sonde.catalogue.rows import read
 from sonde.errors import InputError, unknown
 
@@ -38,7 +42,7 @@ COLUMNS = ("scope", "name", "operator", "attribute", "value", "source", "date")
 ATTRIBUTES: dict[tuple[str, str], tuple[float, float]] = (
     {(operator, name): RANGES[name] for operator in CLASSES for name in CONSTANTS}
     | {("engine", name): (0.0, 10.0) for name in ("step_s", "layer_s", "token_s", "sequence_s")}
-    | {("power", name): (0.0, 1.0) for name in ("static", "compute", "memory", "network")}
+    | {("power", name): POWER_RANGES[name] for name in POWER}
     | {("memory", "overhead_bytes"): (0.0, 1e12), ("memory", "rank_bytes"): (0.0, 1e12),
        ("memory", "usable"): (1e-3, 1.0)}
 )  # fmt: skip
@@ -59,16 +63,6 @@ class EngineOverhead:
     layer_s: float
     token_s: float
     sequence_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class PowerShares:
-    """Shares of peak power: drawn in any step, and added at full compute, memory and network activity."""
-
-    static: float
-    compute: float
-    memory: float
-    network: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +90,7 @@ class Efficiencies:
 
     curves: Mapping[str, OperatorEfficiency]
     engine: EngineOverhead
-    power: PowerShares
+    power: Power
     memory: MemoryOverhead
     factors: tuple[tuple[str, float], ...] = ()
     block_scaled: bool = False
@@ -228,6 +222,9 @@ def _values(name: str, kind: str, engine: str, path: str) -> Iterator[_Value]:
         if row["name"] == wanted[row["scope"]]:
             curved = row["scope"] != "default"
             yield _Value(row["operator"], "", row["attribute"], float(row["value"]), curved, SCOPES[row["scope"]])
+    for rank, stating in stated(name, kind):
+        if stating.attribute in POWER:
+            yield _Value("power", "", stating.attribute, stating.value, True, rank)
     of_device = {"": 0, family(name) or name: 2, name: 3}
     of_engine = {"": 1, engine: 6}
     for curve in curves():
@@ -256,7 +253,7 @@ def _resolved(name: str, kind: str, engine: str, path: str = "", stamp: int = 0)
     return Efficiencies(
         found,
         EngineOverhead(*of("engine", ("step_s", "layer_s", "token_s", "sequence_s"))),
-        PowerShares(*of("power", ("static", "compute", "memory", "network"))),
+        Power(*of("power", POWER)),
         MemoryOverhead(*of("memory", ("usable", "overhead_bytes", "rank_bytes"))),
     )
 

@@ -18,7 +18,8 @@ from sonde.cost.operators import (
     table_window,
     token_operators,
 )
-from sonde.cost.roofline import Floats, Operator, activity_joules, bound, running_w
+from sonde.cost.power import running_w, spent
+from sonde.cost.roofline import Floats, Operator
 from sonde.cost.served import client_of, engine_name, served
 from sonde.cost.shard import Shard, shard
 from sonde.cost.table import Client, Coefficients, Engine, StepTable
@@ -129,9 +130,9 @@ def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, F
     for edit in part.edits:
         operators = edit(part, operators)
     for operator in operators:
-        spent = bound(part, operator).seconds
-        seconds += spent
-        joules += activity_joules(part, operator, spent)
+        took, drawn = spent(part, operator)
+        seconds += took
+        joules += drawn
     return seconds, joules
 
 

@@ -17,7 +17,8 @@ from sonde.cost.operators import (
     table_window,
     token_operators,
 )
-from sonde.cost.roofline import Bound, Operator, activity_joules, bound, running_w
+from sonde.cost.power import running_w, spent
+from sonde.cost.roofline import Bound, Operator, bound
 from sonde.cost.served import engine_name, served
 from sonde.cost.shard import Shard, shard
 from sonde.deployment.tree import Replica
@@ -114,14 +115,13 @@ def _is_head(operator: Operator) -> bool:
 
 def _row(part: Shard, operator: Operator, time: float, work: float) -> Row:
     """Return the row of an operator that takes `time` times as long, and does `work` times the work on one device."""
-    spent = bound(part, operator)
-    seconds = float(spent.seconds.reshape(-1)[0]) * time
-    active = float(activity_joules(part, operator, spent.seconds).reshape(-1)[0]) * work
+    taken, active = (float(np.ravel(value)[0]) for value in spent(part, operator))
+    seconds, active = taken * time, active * work
     joules = running_w(part) * part.replica.devices * seconds + active
     return Row(
         operator.name,
         seconds,
-        _cause(operator, spent),
+        _cause(operator, bound(part, operator)),
         float(np.ravel(operator.flops)[0]) * operator.layers * work,
         float(np.ravel(operator.bytes)[0]) * operator.layers * work,
         joules,

@@ -1,4 +1,4 @@
-"""An operator and what it takes: the roofline, in seconds and joules, vectorised over a grid of steps.
+"""An operator and how long it takes: the roofline in seconds, vectorised over a grid of steps.
 
 seconds = layers · (narrow · blend(flops·(1 + half_rows/rows + half_outputs/(rows·columns))/(peak·compute),
                                    bytes/(bandwidth·memory))
@@ -120,23 +120,3 @@ def bound(shard: Shard, operator: Operator) -> Bound:
         if not isinstance(operator.cast, float) or operator.cast:
             rest = rest + operator.cast / (bandwidth * curve.cast)
     return Bound(compute, memory, np.asarray(layers * rest, dtype=np.float64), curve.blend)
-
-
-def activity_joules(shard: Shard, operator: Operator, seconds: Floats) -> Floats:
-    """Return the joules that work of `seconds` draws on one device, above what a running step draws anyway.
-
-    Power above that is peak power times the share of compute, memory and network in use, each weighted
-    (GenZ, arXiv 2406.01698), so its energy is the weighted sum of the times each would take at full use; a
-    device never draws more than its peak.
-    """
-    device, shares = shard.device, shard.efficiencies.power
-    full = shares.compute * operator.flops / device.flops.get(operator.precision, 1.0)
-    full = full + shares.memory * operator.bytes / device.memory[0].bandwidth
-    full = full + shares.network * operator.sent / device.node.bandwidth
-    drawn = np.asarray(operator.layers * device.peak_w * full, dtype=np.float64)
-    return np.minimum(drawn, (device.peak_w - running_w(shard)) * seconds)
-
-
-def running_w(shard: Shard) -> float:
-    """Return the watts that one device draws in any step, whatever it does."""
-    return max(shard.device.idle_w, shard.efficiencies.power.static * shard.device.peak_w)
