@@ -40,7 +40,7 @@ SMALL = Batching(max_batch=96, token_budget=512)
 
 
 def choose(model: Model, device: Device = H100, **change: object) -> Replica:
-    values = {"model": model.name, "device": device.name, "batching": SMALL} | change
+    values = {"model": model.name, "device": device.name, "engine": "generic", "batching": SMALL} | change
     return Replica.model_validate(values)
 
 

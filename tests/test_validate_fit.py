@@ -191,7 +191,7 @@ def test_a_damaged_run_is_refused_in_words(tmp_path: Path, meta: str, requests: 
 @pytest.mark.parametrize("name", ["vllm", "sglang", "trtllm"])
 def test_a_replica_that_names_its_engine_takes_that_engines_constants(found: Features, name: str) -> None:
     chosen = found.settings[0]
-    plain = compile_replica(chosen.model, chosen.device, chosen.replica)
+    plain = compile_replica(chosen.model, chosen.device, chosen.replica.model_copy(update={"engine": "generic"}))
     replica = chosen.replica.model_copy(update={"engine": name})
     engine = compile_replica(chosen.model, chosen.device, replica)
     reached = served(chosen.device, replica, name)

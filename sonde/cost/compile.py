@@ -20,7 +20,7 @@ from sonde.cost.operators import (
 )
 from sonde.cost.power import running_w, spent
 from sonde.cost.roofline import Floats, Operator
-from sonde.cost.served import client_of, engine_name, served
+from sonde.cost.served import client_of, served
 from sonde.cost.shard import Shard, shard
 from sonde.cost.table import Client, Coefficients, Engine, StepTable
 from sonde.deployment.tree import Replica
@@ -44,8 +44,9 @@ def compile_replica(
     for its clients. Raises InputError where the parallelism does not divide the model, CannotError where it does
     not fit the memory (with what would).
     """
-    part = shard(model, device, replica, reached or served(device, replica, engine_name(device, replica)))
-    return compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
+    part = shard(model, device, replica, reached or served(device, replica))
+    engine = compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
+    return engine if reached is None else engine._replace(client=Client())
 
 
 def compile_shard(part: Shard, *, purchase: str = "on-demand", usd_per_device_hour: float | None = None) -> Engine:
@@ -57,7 +58,7 @@ def compile_shard(part: Shard, *, purchase: str = "on-demand", usd_per_device_ho
         step_table(part), memory, batching.policy, batching.max_batch, batching.token_budget, batching.preemption,
         device.idle_w * replica.devices,
         hourly_cost(device, replica, purchase=purchase, usd_per_device_hour=usd_per_device_hour),
-        replica.devices, Client() if reached else client_of(device, replica),
+        replica.devices, client_of(device, replica),
     )  # fmt: skip
 
 

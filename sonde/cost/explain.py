@@ -19,7 +19,7 @@ from sonde.cost.operators import (
 )
 from sonde.cost.power import running_w, spent
 from sonde.cost.roofline import Bound, Operator, bound
-from sonde.cost.served import engine_name, served
+from sonde.cost.served import served
 from sonde.cost.shard import Shard, shard
 from sonde.deployment.tree import Replica
 from sonde.errors import InputError
@@ -45,7 +45,7 @@ def explain(model: Model, device: Device, replica: Replica, prompt: int, batch: 
     Their seconds and joules add up to those of the step table, for steps of as many tokens as it holds. Raises
     InputError where the step is empty or the parallelism impossible.
     """
-    return step_rows(shard(model, device, replica, served(device, replica, engine_name(device, replica))), prompt, batch, context)
+    return step_rows(shard(model, device, replica, served(device, replica)), prompt, batch, context)
 
 
 def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:

@@ -1,4 +1,7 @@
-"""What a device reaches while an engine serves a model on it: curves of its kernels, and what serving adds."""
+"""What a device reaches while an engine serves a model on it: curves of its kernels, and what serving adds.
+
+Which engine that is where nobody names one is said here, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,15 @@ from sonde.deployment.tree import Replica
 BLOCK_SCALED = ("deepseek", "glm-5", "minimax", "qwen3.5")
 
 
-def served(device: Device, replica: Replica, engine: str, version: str = "", *, block: bool = False) -> Efficiencies:
-    """Return what `device` reaches under `engine` ("generic": no engine's constants) for a replica.
+def served(
+    device: Device, replica: Replica, engine: str | None = None, version: str = "", *, block: bool = False
+) -> Efficiencies:
+    """Return what `device` reaches under `engine` ("generic": no engine's constants; None: as `engine_name` says).
 
     block   8-bit weights are scaled block by block, also where the model is not known to be published so.
     Raises InputError for an engine that the catalogue does not know.
     """
+    engine = engine or engine_name(device, replica)
     if engine == "generic":
         return efficiencies(device)
     made = family(device.name)
@@ -27,14 +33,19 @@ def served(device: Device, replica: Replica, engine: str, version: str = "", *, 
     return serving_engine(engine, version, made).under(alone, more)
 
 
+def default_engine(device: Device) -> str:
+    """Return the engine that serves on a device where nobody names one.
+
+    "vllm" on whatever stands in data centres and on NVIDIA's GPUs in workstations; "generic", which adds nothing
+    that was measured, on phones, boards, edge devices, laptops, CPUs and other makers' workstations.
+    """
+    here = device.kind == "datacentre" or (device.kind == "workstation" and device.vendor == "NVIDIA")
+    return "vllm" if here else "generic"
+
+
 def engine_name(device: Device, replica: Replica) -> str:
-    """Return the engine whose constants a replica on `device` is computed with: its own, or where it names none
-    "vllm" on whatever stands in data centres and on NVIDIA's workstation GPUs, "generic" on all else (phones,
-    boards, laptops, CPUs), for which no engine was measured."""
-    if replica.engine is not None:
-        return replica.engine
-    served_by_vllm = device.kind == "datacentre" or (device.kind == "workstation" and device.vendor == "NVIDIA")
-    return "vllm" if served_by_vllm else "generic"
+    """Return the engine whose constants a replica on `device` is computed with: its own, or the device's default."""
+    return replica.engine or default_engine(device)
 
 
 def client(constants: ServingEngine, ranks: int, clients: int | None = None) -> Client:

@@ -205,7 +205,9 @@ def _visited(scores: NDArray[np.float64]) -> float:
 
 def _mtp() -> Row:
     """Serve answers one after the other with and without a second token a step, which is accepted or not by chance."""
-    replica = Replica(model=V3, device="h200-sxm", tensor_parallel=8, weights="fp8", batching=Batching(max_batch=1))
+    replica = Replica(
+        model=V3, device="h200-sxm", tensor_parallel=8, weights="fp8", engine="generic", batching=Batching(max_batch=1)
+    )
     plain = compile_replica(model(V3), device("h200-sxm"), replica)
     double = plain._replace(table=plain.table._replace(time=_two_tokens(plain.table.time, model(V3).layers)))
     tokens, count = 512, 24

@@ -105,7 +105,7 @@ def _prefill(other: str) -> Row:
     from sonde.deployment.tree import Replica
 
     def seconds(name: str, batch: int, prompt: int) -> float:
-        replica = Replica.model_validate({"model": "llama-3.2-1b", "device": name})
+        replica = Replica.model_validate({"model": "llama-3.2-1b", "device": name, "engine": "generic"})
         table = compile_replica(model("llama-3.2-1b"), device(name), replica, usd_per_device_hour=0.0).table.time
         return coefficients(table, batch * prompt, 0, batch * prompt * prompt / 2, 0)
 

@@ -200,7 +200,13 @@ def _unpriced(kind: Hardware) -> Rejection:
 def _replicas(
     model: Model, name: str, device: Device, search: SearchChoice, stages: tuple[int, ...]
 ) -> Iterator[Replica]:
-    """Yield replicas, batching aside: parallelism times precisions, the smallest first."""
+    """Yield replicas, batching aside: parallelism times precisions, the smallest first.
+
+    Each names the engine that its device is served with, for whoever runs the plan should see which that was.
+    """
+    from sonde.cost.served import default_engine
+
+    serves = default_engine(device)
     shapes = [
         (tensor, data, expert, pipeline)
         for tensor, pipeline in product(search.tensor_parallel or _TENSOR, stages)
@@ -220,6 +226,7 @@ def _replicas(
                 "weights": weights,
                 "activations": _activations(device, weights),
                 "kv_cache": cache,
+                "engine": serves,
             }
         )
 

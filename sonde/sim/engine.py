@@ -14,6 +14,7 @@ from sonde.metrics import Objective, Outcome
 from sonde.policies import routing as routing_policies
 from sonde.policies.batching import BatchView
 from sonde.policies.routing import RequestView
+from sonde.sim.client import as_clients_see
 from sonde.sim.clock import run_closed, run_open
 from sonde.sim.functions import batcher, own_function, router
 from sonde.sim.state import BAD_BATCHING, BAD_ROUTING, World
@@ -39,9 +40,9 @@ def run(
     Open loop: every request is sent at its arrival time. Closed loop (`clients` given): so many clients send
     the requests in order, each the next as soon as its last is finished, from time 0. The run stops as
     soon as one of the objectives `until_missed`, on TTFT, TPOT or end to end, can't be met any more
-    (`Outcome.aborted`). The same
-    arguments give the same bytes. Raises InputError on a policy that can't be used, or that leaves requests
-    standing. Exact: equal to stepping one by one (docs/events.md).
+    (`Outcome.aborted`). The same arguments give the same bytes. Times are as clients see them (`sonde.sim.client`).
+    Raises InputError on a policy that can't be used, or that leaves requests standing. Exact: equal to stepping
+    one by one (docs/events.md).
     """
     if clients is not None and clients < 1:
         raise InputError("clients", clients, "must be at least 1", "no request would ever be sent")
@@ -63,7 +64,7 @@ def run(
         run_closed(world, clients, route, policies)
     spent = time.perf_counter() - start
     _check_policies(world, routing, names)
-    return outcome(world, requests, fleet, spent)
+    return as_clients_see(outcome(world, requests, fleet, spent), fleet)
 
 
 @cache

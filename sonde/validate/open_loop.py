@@ -90,7 +90,10 @@ def times(measured: Measured, engine: Engine) -> tuple[Floats, Floats, Floats]:
 
 
 def vllm(measured: Measured) -> Engine:
-    """Return the engine with the run's settings: batch, budget, parallelism, and its own count of KV blocks."""
+    """Return the engine with the run's settings: batch, budget, parallelism, and its own count of KV blocks.
+
+    Nothing is added for clients, for times are measured from where the engine's queue first sees a request.
+    """
     meta, version = measured.meta, str(measured.meta.get("vllm_version", ""))
     given, cache = meta.get("engine_kwargs", {}), meta.get("kv_cache", {})
     constants = serving_engine("vllm", version)

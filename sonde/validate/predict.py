@@ -14,7 +14,7 @@ from sonde.catalogue.devices import device
 from sonde.catalogue.engines import spread
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
-from sonde.cost.served import served
+from sonde.cost.served import client, served
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, SondeError
@@ -47,15 +47,11 @@ def predict(row: Row) -> Prediction | Fault:
     try:
         chosen = setting(row)
         engine, note = compiled(chosen)
-        ttft_s, tpot_s, prompt = simulated(chosen, engine)
+        seen = client(chosen.engine, chosen.replica.data_parallel, row.concurrency)
+        ttft_s, tpot_s, _ = simulated(chosen, engine._replace(client=seen))
     except SondeError as error:
         return Fault(row.line, row.id, str(error))
-    constants = chosen.engine
-    polls = constants.polls(row.concurrency, chosen.replica.data_parallel)
-    ttft_ms = 1e3 * (
-        ttft_s + constants.ttft_s * constants.ttft_factor + constants.ttft_token_s * prompt + polls * tpot_s
-    )
-    tpot_ms = 1e3 * tpot_s
+    ttft_ms, tpot_ms = 1e3 * ttft_s, 1e3 * tpot_s
     held = spread(row.engine, chosen.model.name, chosen.device.name)
     return Prediction(
         row.line, row.id, ttft_ms, tpot_ms,

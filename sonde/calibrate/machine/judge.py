@@ -55,7 +55,7 @@ def predicted(path: str, size: Size, batch: int, new: int) -> float:
     from sonde.cost.table import coefficients
     from sonde.deployment.tree import Replica
 
-    replica = Replica.model_validate({"model": "held-out", "device": path})
+    replica = Replica.model_validate({"model": "held-out", "device": path, "engine": "generic"})
     model = read_config(size.config(), "held-out", "held-out", source="built in code")
     table = compile_replica(model, device(path), replica, usd_per_device_hour=0.0).table.time
     if new > 1:
