@@ -13,6 +13,7 @@ from sonde.techniques.technique import Technique
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
     "chunked-prefill": "chunked_prefill",
+    "token-budget": "token_budget",
 }
 
 
