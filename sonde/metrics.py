@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.errors import library
+from sonde.errors import CannotError, library
 from sonde.workload.requests import Requests
 
 if TYPE_CHECKING:
@@ -22,6 +24,14 @@ QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 #: inter-token gaps are counted in 64 bins per octave from 2^-20 s to 2^12 s, each about 1 % wide
 ITL_PER_OCTAVE, ITL_LOWEST, ITL_OCTAVES = 64, -20, 32
 ITL_BINS = ITL_PER_OCTAVE * ITL_OCTAVES
+
+
+#: share of measurements that an interval holds, and the figures of a summary that have one
+LEVEL = 0.8
+UNCERTAIN = (
+    "ttft_s", "tpot_s", "e2e_s", "itl_s", "attainment", "tokens_per_s", "goodput_requests_per_s", "utilisation",
+    "energy_j", "joules_per_token", "carbon_g", "usd", "usd_per_million_tokens", "span_s",
+)  # fmt: skip
 
 
 class Objective(NamedTuple):
@@ -83,6 +93,37 @@ class Outcome:
     electricity_usd: float = 0.0  # where a site pays for power apart from its devices
     carbon_g: float = 0.0  # of CO2, for all that the sites drew
     aborted: bool = False  # stopped early since an objective could no longer be met: figures are partial
+    either: Callable[[], tuple[Outcome, Outcome]] | None = None  # the same run at the fast end, and at the slow end
+
+    @cached_property
+    def ends(self) -> tuple[Outcome, Outcome]:
+        """Return the same run with all engines as fast, and as slow, as 80 % of measurements allow.
+
+        Simulated when first asked for. Raises CannotError where nobody said how far off predictions may be.
+        """
+        if self.either is None:
+            raise CannotError("no interval is known for this run: sonde.simulate and sonde.plan say how sure they are")
+        return self.either()
+
+    def interval(self, metric: Metric, q: float) -> tuple[float, float]:
+        """Return the ends of the 80 % interval of quantile `q` of a metric in s. Raises CannotError as `ends`."""
+        values = [outcome.quantile(metric, q) for outcome in (self, *self.ends)]
+        return min(values), max(values)
+
+    def intervals(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
+        """Return [low, high] of the 80 % interval for what is uncertain in `summary`, under the same keys.
+
+        Raises CannotError as `ends`.
+        """
+        found: list[dict[str, Any]] = [outcome.summary(objectives) for outcome in (self, *self.ends)]
+        out: dict[str, object] = {"level": LEVEL}
+        for key in UNCERTAIN:
+            first = found[0][key]
+            if isinstance(first, dict):
+                out[key] = {name: _between([each[key][name] for each in found]) for name in first}
+            else:
+                out[key] = _between([each[key] for each in found])
+        return out
 
     @property
     def completed(self) -> int:
@@ -220,6 +261,10 @@ class Outcome:
             f"  ${s['usd_per_million_tokens']:.3f} per million tokens, {s['joules_per_token']:.2f} J per output token"
         )
         return "\n".join(lines)
+
+
+def _between(values: list[float]) -> list[float]:
+    return [min(values), max(values)]
 
 
 def itl_edges() -> Floats:

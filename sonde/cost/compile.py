@@ -20,7 +20,7 @@ from sonde.cost.operators import (
 )
 from sonde.cost.power import running_w, spent
 from sonde.cost.roofline import Floats, Operator
-from sonde.cost.served import client_of, served
+from sonde.cost.served import client_of, doubt_of, served
 from sonde.cost.shard import Shard, shard
 from sonde.cost.table import Client, Coefficients, Engine, StepTable
 from sonde.deployment.tree import Replica
@@ -58,7 +58,7 @@ def compile_shard(part: Shard, *, purchase: str = "on-demand", usd_per_device_ho
         step_table(part), memory, batching.policy, batching.max_batch, batching.token_budget, batching.preemption,
         device.idle_w * replica.devices,
         hourly_cost(device, replica, purchase=purchase, usd_per_device_hour=usd_per_device_hour),
-        replica.devices, client_of(device, replica),
+        replica.devices, client_of(device, replica), doubt_of(device, replica, part.model.name),
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from sonde.catalogue.curves import family
 from sonde.catalogue.device import Device
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
-from sonde.catalogue.engines import BUSY, ServingEngine, effects, serving_engine
-from sonde.cost.table import Client
+from sonde.catalogue.engines import BUSY, ServingEngine, effects, serving_engine, spread
+from sonde.catalogue.power import spread as power_spread
+from sonde.cost.table import Client, Doubt
 from sonde.deployment.tree import Replica
 
 #: models whose 8-bit weights are published with a scale for every block
@@ -61,6 +62,11 @@ def client_of(device: Device, replica: Replica) -> Client:
     if name == "generic":
         return Client()
     return client(serving_engine(name, "", family(device.name)), replica.data_parallel)
+
+
+def doubt_of(device: Device, replica: Replica, model: str) -> Doubt:
+    """Return how far times and joules of a model (its catalogue name) on `device` may be off."""
+    return Doubt(*spread(engine_name(device, replica), model, device.name), *power_spread(device))
 
 
 def kernels(device: Device, engine: str, *, block: bool) -> Efficiencies:

@@ -68,11 +68,27 @@ class Client(NamedTuple):
     polls_busy: float = 0.0
 
 
+class Doubt(NamedTuple):
+    """Factors on what is predicted, between which 80 % of measurements lie. Ones: nothing is known to be off.
+
+    ttft, tpot   on times that clients see, of `catalogue.engines.spread`
+    energy       on the joules of known work in a known time, of `catalogue.power.spread`
+    """
+
+    ttft_low: float = 1.0
+    ttft_high: float = 1.0
+    tpot_low: float = 1.0
+    tpot_high: float = 1.0
+    energy_low: float = 1.0
+    energy_high: float = 1.0
+
+
 class Engine(NamedTuple):
     """One replica, compiled: what `cost.compile_replica` yields and `sim` runs.
 
     `idle_w` is drawn whenever no step runs; the energy table holds all that is drawn while one does.
-    `batching` is the policy's name; the simulator looks it up. `client` is no part of the engine's own time.
+    `batching` is the policy's name; the simulator looks it up. `client` is no part of the engine's own time,
+    and `doubt` says how far all of this may be off.
     """
 
     table: StepTable
@@ -85,6 +101,7 @@ class Engine(NamedTuple):
     usd_per_hour: float
     devices: int
     client: Client = Client()
+    doubt: Doubt = Doubt()
 
 
 def coefficients(table: Coefficients, prompt: NDArray[np.int64] | int, batch: int, area: float, read: float) -> float:

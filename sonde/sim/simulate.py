@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from sonde.cost.money import carbon_g, electricity_usd
 from sonde.deployment.check import check
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
+from sonde.sim.ends import run_at
 from sonde.sim.engine import run
 from sonde.sim.world import Fleet
 from sonde.techniques.compose import arranged, chosen, compiled
@@ -45,16 +48,22 @@ def simulate(
 ) -> Outcome:
     """Return what happens to `requests` on `deployment`, with its power and carbon charged where they are drawn.
 
-    Arguments are those of `sonde.sim.engine.run`. Raises InputError on what the catalogue does not know,
-    CannotError where a model does not fit its devices.
+    `Outcome.interval` of it simulates the same twice more, as fast and as slow as it may be. Arguments are those of
+    `sonde.sim.engine.run`. Raises InputError on what the catalogue does not know, CannotError where a model does
+    not fit its devices.
     """
     check(deployment)
     deployment = arranged(deployment)
-    outcome = run(
-        requests, fleet(deployment), routing=deployment.routing.policy, clients=clients, seed=seed,
-        until_missed=until_missed,
-    )  # fmt: skip
-    return charged(outcome, deployment)
+    engines = fleet(deployment)
+    how: dict[str, Any] = {"routing": deployment.routing.policy, "clients": clients, "seed": seed}
+    outcome = run(requests, engines, until_missed=until_missed, **how)
+    return replace(charged(outcome, deployment), either=partial(both, deployment, requests, engines, how))
+
+
+def both(deployment: Deployment, requests: Requests, engines: Fleet, how: Mapping[str, Any]) -> tuple[Outcome, Outcome]:
+    """Return what happens at the fast and at the slow end of the interval, charged; `how` as `run` takes it."""
+    fast, slow = (charged(run_at(requests, engines, slow=end, **how), deployment) for end in (False, True))
+    return fast, slow
 
 
 def charged(outcome: Outcome, deployment: Deployment) -> Outcome:
