@@ -13,6 +13,12 @@ from sonde.techniques.technique import Technique
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
     "chunked-prefill": "chunked_prefill",
+    "lambda-attention": "lambda_attention",
+    "low-bit-weights": "low_bit_weights",
+    "w4a8": "w4a8",
+    "w4a4": "w4a4",
+    "w2a8kv4": "w2a8kv4",
+    "pruning": "pruning",
     "token-budget": "token_budget",
 }
 
