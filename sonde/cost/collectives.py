@@ -32,15 +32,26 @@ def all_reduce(shard: Shard, name: str, layers: float, ranks: int, size: Floats)
     return Operator(name, "collective", layers, sent=sent, link_s=seconds)
 
 
-def all_to_all(shard: Shard, name: str, layers: float, ranks: int, size: Floats) -> Operator:
-    """Return the exchange in which each of `ranks` devices spreads `size` bytes evenly over all of them."""
+def exchange(
+    shard: Shard, name: str, layers: float, ranks: int, sent: tuple[Floats, Floats], startup_s: float | None = None
+) -> Operator:
+    """Return an exchange in which each of `ranks` devices sends bytes within its node and to others, at once.
+
+    `startup_s` takes the place of what the links' latency and their ranks cost before the first byte.
+    """
+    near, far = sent
     inside = min(ranks, shard.device.node_devices)
-    near = size * (inside - 1) / ranks
-    seconds = _alpha_beta(shard, shard.device.node, inside, 1.0, near, "all-to-all")
-    far = size * (ranks - inside) / ranks
+    seconds = _exchanged(shard, shard.device.node, inside, near, startup_s)
     if ranks > inside:
-        seconds = np.maximum(seconds, _alpha_beta(shard, shard.device.fabric, ranks, 1.0, far, "all-to-all"))
+        seconds = np.maximum(seconds, _exchanged(shard, shard.device.fabric, ranks, far, startup_s))
     return Operator(name, "collective", layers, sent=near + far, link_s=seconds)
+
+
+def _exchanged(shard: Shard, link: Link, ranks: int, sent: Floats, startup_s: float | None) -> NDArray[np.float64]:
+    taken = _alpha_beta(shard, link, ranks, 1.0, sent, "all-to-all")
+    if startup_s is None or ranks < 2:
+        return taken
+    return startup_s + (taken - _alpha_beta(shard, link, ranks, 1.0, np.zeros(1), "all-to-all"))
 
 
 def all_gather(shard: Shard, name: str, layers: float, ranks: int, size: Floats) -> Operator:

@@ -86,7 +86,8 @@ def _drawn(seconds: Coefficients, work: Coefficients, watts: float) -> Coefficie
 def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     """Return the time of a step, and the joules of its work over all devices."""
     stages, most = part.replica.pipeline_parallel, part.replica.batching.max_batch
-    last = min(MOST_TOKENS, max(LEAST_TOKENS, part.replica.batching.token_budget, most))
+    asked = part.queries * np.arange(most + 1)
+    last = max(min(MOST_TOKENS, max(LEAST_TOKENS, part.replica.batching.token_budget, most)), int(asked[-1]))
     micro = np.arange(-(-last // stages) + 1, dtype=np.float64)
     linear = [_spread(values, last, stages) for values in _total(part, token_operators(part, micro), len(micro))]
     spread = linear[0]
@@ -98,7 +99,8 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     mine = np.ceil(batch / part.lanes)
     decode = [a + b for a, b in zip(_total(part, batch_operators(part, mine, batch), most + 1), _head(part, mine),
                                     strict=True)]  # fmt: skip
-    decode[0] += spread[: most + 1] - linear[0][: most + 1]
+    decode[0] += spread[asked] - linear[0][: most + 1]
+    decode[1] += linear[1][asked] - linear[1][: most + 1]
     for table in decode:
         table[0] = 0.0
 
@@ -139,7 +141,7 @@ def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, F
 
 def _head(part: Shard, rows: Floats) -> tuple[Floats, Floats]:
     """Return what the head costs for `rows` sequences beyond the one row that every step's tokens pay for."""
-    at = _total(part, head_operators(part, np.maximum(rows, 1.0)), len(rows))
+    at = _total(part, head_operators(part, np.maximum(part.queries * rows, 1.0)), len(rows))
     one = _total(part, head_operators(part, np.ones(1)), 1)
     return at[0] - one[0][0], at[1] - one[1][0]
 

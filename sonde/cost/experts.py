@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from sonde.catalogue.model import FeedForward
-from sonde.cost.collectives import all_reduce, all_to_all
+from sonde.cost.collectives import all_reduce, exchange
+from sonde.cost.placement import busiest, fullest, nodes_met
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 
@@ -51,8 +52,11 @@ def expert_operators(shard: Shard, forward: FeedForward, rows: Floats, tokens: F
     """
     model, replica = shard.model, shard.replica
     ranks, split = replica.expert_parallel, shard.expert_split
-    load = busiest_load(forward, ranks, tokens)
-    touched = distinct_experts(forward.experts, forward.top_k, tokens) / ranks
+    if shard.placement is None:
+        load = busiest_load(forward, ranks, tokens)
+        touched = distinct_experts(forward.experts, forward.top_k, tokens) / ranks
+    else:
+        load, touched = busiest(shard.placement, tokens), fullest(shard.placement, tokens)
     weights = sum(matrix.parameters for matrix in forward.expert_matrices) / split
     columns = forward.expert_matrices[-1].inputs / split
     flops = 2.0 * load * weights
@@ -71,7 +75,28 @@ def expert_operators(shard: Shard, forward: FeedForward, rows: Floats, tokens: F
     if ranks == 1:
         found.append(all_reduce(shard, "experts all-reduce", forward.layers, shard.group, tokens * token_bytes))
         return found
-    sent = np.ceil(rows / shard.tensor) * min(forward.top_k, ranks) * model.hidden
-    dispatch = all_to_all(shard, "experts dispatch", forward.layers, ranks, sent * shard.activation_bytes)
-    combine = all_to_all(shard, "experts combine", forward.layers, ranks, sent * max(shard.activation_bytes, 2.0))
-    return [*found, dispatch, combine]
+    there = shard.exchange.dispatch or shard.activation_bytes
+    back = shard.exchange.combine or max(shard.activation_bytes, 2.0)
+    return [
+        *found,
+        _travel(shard, forward, "experts dispatch", rows, there),
+        _travel(shard, forward, "experts combine", rows, back),
+    ]
+
+
+def _travel(shard: Shard, forward: FeedForward, name: str, rows: Floats, number: float) -> Operator:
+    """Return the exchange of `rows` tokens of a device, `number` bytes a number of their hidden state.
+
+    Without a limit on nodes, every expert of a token is sent a copy of its own. With one, a copy travels to each
+    node once and is dealt out inside it, which costs links of the node and not the fabric.
+    """
+    ranks, nodes = shard.replica.expert_parallel, shard.expert_nodes
+    one = np.ceil(rows / shard.tensor) * shard.model.hidden * number
+    copies = min(forward.top_k, ranks)
+    inside = min(ranks, shard.device.node_devices)
+    if shard.exchange.nodes and nodes > 1:
+        met = nodes_met(forward.experts, forward.top_k, nodes, shard.exchange.nodes)
+        sent = (one * copies * (inside - 1) / inside, one * met * (nodes - 1) / nodes)
+    else:
+        sent = (one * copies * (inside - 1) / ranks, one * copies * (ranks - inside) / ranks)
+    return exchange(shard, name, forward.layers, ranks, sent, shard.exchange.startup_s)

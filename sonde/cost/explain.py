@@ -56,8 +56,10 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     mine = -(-batch // part.lanes)
     everywhere = float(replica.devices)
 
-    rows = _token_rows(part, prompt + batch, batch)
-    rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, np.array([max(mine, 1.0)]))]
+    decoded = part.queries * batch
+    rows = _token_rows(part, prompt + decoded, decoded)
+    sampled = np.array([max(part.queries * mine, 1.0)])
+    rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, sampled)]
     window = table_window(part)
     for windowed, pairs, read in (
         (False, _pairs(prompt, 0), float(batch * context)),

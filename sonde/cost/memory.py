@@ -76,7 +76,7 @@ def weight_bytes(part: Shard) -> float:
         share = sum(matrix.parameters * held(part, matrix) for matrix in forward.matrices)
         layers += forward.layers * (share * part.weight_bytes + forward.vectors * part.table_bytes)
         if forward.experts:
-            here = math.ceil(forward.experts / replica.expert_parallel)
+            here = part.held_experts(forward)
             expert = sum(matrix.parameters for matrix in forward.expert_matrices) / part.expert_split
             vectors = forward.expert_vectors / part.expert_split * part.table_bytes
             layers += forward.layers * here * (expert * part.expert_bytes + vectors)

@@ -187,10 +187,10 @@ def _scan(shard: Shard, mixer: Mixer, rows: Floats) -> Operator:
 
 
 def _read(shard: Shard, mixer: Mixer, scale: float) -> Operator:
-    """Return the decoding attention of a mixer over one cached token, `scale` times."""
+    """Return the decoding attention of a mixer over one cached token, `scale` times: read once for all queries."""
     return Operator(
         f"{title(mixer)} decode", "attention-decode", mixer.layers, shard.attention,
-        flops=mixer.decode_flops * shard.head_share(mixer) * scale,
+        flops=mixer.decode_flops * shard.head_share(mixer) * scale * shard.queries,
         bytes=mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes * scale, launches=0,
         curve=_decode(shard, mixer),
     )  # fmt: skip

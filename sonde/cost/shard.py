@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from sonde.catalogue.curves import FORMATS
 from sonde.catalogue.device import PRECISION_BYTES, Device, Link
 from sonde.catalogue.efficiencies import Efficiencies
-from sonde.catalogue.model import Matrix, Mixer, Model
+from sonde.catalogue.model import FeedForward, Matrix, Mixer, Model
+from sonde.cost.placement import Placement
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, InputError
 
@@ -41,6 +42,20 @@ class Kernel(NamedTuple):
     row: bool  # the result is partial: an all-reduce follows
 
 
+class Exchange(NamedTuple):
+    """How tokens travel to their experts and back.
+
+    dispatch, combine   bytes of a number on the way there and back; 0: those of an activation, and at least 16 bits
+    nodes               nodes that a token is sent to at most, once each, and dealt out inside; 0: every expert apart
+    startup_s           seconds before the first byte of an exchange; None: what the links take
+    """
+
+    dispatch: float = 0.0
+    combine: float = 0.0
+    nodes: int = 0
+    startup_s: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One device's share of a replica. Build with `shard()`, which checks.
@@ -51,6 +66,9 @@ class Shard:
     attention                                 arithmetic of attention
     expert_split                              ranks that share one expert's matrices
     edits                                     what techniques make of the operators of a step, in order
+    queries                                   tokens that a decoding sequence puts into a step
+    placement                                 where experts stand and how often each is met; None: evenly, one copy each
+    exchange                                  how tokens travel to experts
     """
 
     model: Model
@@ -69,6 +87,9 @@ class Shard:
     attention: str
     expert_split: int
     edits: tuple[Callable[[Shard, list[Any]], list[Any]], ...] = ()
+    queries: int = 1
+    placement: Placement | None = None
+    exchange: Exchange = Exchange()
 
     @property
     def tensor(self) -> int:
@@ -84,6 +105,17 @@ class Shard:
     def lanes(self) -> int:
         """Return among how many (pipeline microbatches x attention ranks) the sequences of a step are dealt out."""
         return self.replica.pipeline_parallel * self.replica.data_parallel
+
+    @property
+    def expert_nodes(self) -> int:
+        """Return how many nodes the experts of a layer are spread over."""
+        return -(-self.replica.expert_parallel // self.device.node_devices)
+
+    def held_experts(self, forward: FeedForward) -> int:
+        """Return how many experts the fullest device of a layer holds, copies counted."""
+        if self.placement is not None:
+            return self.placement.slots
+        return -(-forward.experts // self.replica.expert_parallel)
 
     def link(self, ranks: int) -> Link:
         """Return the slowest link in a group of `ranks` devices that are placed next to each other."""
