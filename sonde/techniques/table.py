@@ -20,6 +20,7 @@ TECHNIQUES: dict[str, str] = {
     "w2a8kv4": "w2a8kv4",
     "pruning": "pruning",
     "token-budget": "token_budget",
+    "nano-batches": "nano_batches",
 }
 
 
