@@ -89,15 +89,15 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     asked = part.queries * np.arange(most + 1)
     last = max(min(MOST_TOKENS, max(LEAST_TOKENS, part.replica.batching.token_budget, most)), int(asked[-1]))
     micro = np.arange(-(-last // stages) + 1, dtype=np.float64)
-    linear = [_spread(values, last, stages) for values in _total(part, token_operators(part, micro), len(micro))]
+    linear = [_spread(values, last, stages) for values in summed(part, token_operators(part, micro), len(micro))]
     spread = linear[0]
     if part.lanes > 1:  # a prompt is on one rank and passes every stage; only decodes are spread
         whole = np.arange(last + 1, dtype=np.float64)
-        linear[0] = _spread(_total(part, token_operators(part, whole, lone=True), last + 1)[0], last, 1)
+        linear[0] = _spread(summed(part, token_operators(part, whole, lone=True), last + 1)[0], last, 1)
 
     batch = np.arange(most + 1, dtype=np.float64)
     mine = np.ceil(batch / part.lanes)
-    decode = [a + b for a, b in zip(_total(part, batch_operators(part, mine, batch), most + 1), _head(part, mine),
+    decode = [a + b for a, b in zip(summed(part, batch_operators(part, mine, batch), most + 1), _head(part, mine),
                                     strict=True)]  # fmt: skip
     decode[0] += spread[asked] - linear[0][: most + 1]
     decode[1] += linear[1][asked] - linear[1][: most + 1]
@@ -105,9 +105,9 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
         table[0] = 0.0
 
     share = np.concatenate(([0.0], mine[1:] / batch[1:]))
-    reads = [_total(part, read_operators(part, windowed=windowed), 1) for windowed in (False, True)]
-    pairs = [_total(part, pair_operators(part, windowed=windowed), 1) for windowed in (False, True)]
-    fixed = _total(part, engine_operators(part), 1)
+    reads = [summed(part, read_operators(part, windowed=windowed), 1) for windowed in (False, True)]
+    pairs = [summed(part, pair_operators(part, windowed=windowed), 1) for windowed in (False, True)]
+    fixed = summed(part, engine_operators(part), 1)
     period = part.lanes * 16
 
     def coefficients(quantity: int, ranks: float, prompts: float, reading: Floats) -> Coefficients:
@@ -127,8 +127,8 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     )
 
 
-def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, Floats]:
-    """Return seconds and joules of the work on one device, summed over operators: [size] each."""
+def summed(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, Floats]:
+    """Return seconds and joules of the work on one device, summed over operators as techniques leave them: [size]."""
     seconds, joules = np.zeros(size), np.zeros(size)
     for edit in part.edits:
         operators = edit(part, operators)
@@ -141,8 +141,8 @@ def _total(part: Shard, operators: list[Operator], size: int) -> tuple[Floats, F
 
 def _head(part: Shard, rows: Floats) -> tuple[Floats, Floats]:
     """Return what the head costs for `rows` sequences beyond the one row that every step's tokens pay for."""
-    at = _total(part, head_operators(part, np.maximum(part.queries * rows, 1.0)), len(rows))
-    one = _total(part, head_operators(part, np.ones(1)), 1)
+    at = summed(part, head_operators(part, np.maximum(part.queries * rows, 1.0)), len(rows))
+    one = summed(part, head_operators(part, np.ones(1)), 1)
     return at[0] - one[0][0], at[1] - one[1][0]
 
 

@@ -56,6 +56,10 @@ class Exchange(NamedTuple):
     startup_s: float | None = None
 
 
+#: a copy for every expert, as wide as activations are
+EVERY_EXPERT = Exchange()
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One device's share of a replica. Build with `shard()`, which checks.
@@ -89,7 +93,7 @@ class Shard:
     edits: tuple[Callable[[Shard, list[Any]], list[Any]], ...] = ()
     queries: int = 1
     placement: Placement | None = None
-    exchange: Exchange = Exchange()
+    exchange: Exchange = EVERY_EXPERT
 
     @property
     def tensor(self) -> int:
