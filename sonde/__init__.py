@@ -80,13 +80,15 @@ def plan(
     *,
     trace: Requests | str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    top: int = 10,
 ) -> PlanResult:
     """Return every deployment that holds the objectives of `scenario`, the cheapest first, and why others do not.
 
     `trace` (columns or a file) takes the place of the scenario's workload. `progress` is called with what is done,
     what there is to do, and a few words. KeyboardInterrupt ends the search early: what was found by then is
-    returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
+    returned, marked `interrupted`. Of the cheapest plans of `top` kinds of fleet it is said how sure they are. Raises
+    InputError on a scenario that cannot be used.
     """
     from sonde.plan import plan as search
 
-    return search(scenario, trace=trace, progress=progress)
+    return search(scenario, trace=trace, progress=progress, top=top)

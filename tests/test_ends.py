@@ -55,7 +55,8 @@ def test_cost_per_token_is_certain_until_the_fleet_is_full():
     held = spread("vllm", "llama-3.1-8b", "h100-sxm")
     assert low / full.summary()["usd_per_million_tokens"] == pytest.approx(held.tpot_low, rel=0.1)
     assert high / full.summary()["usd_per_million_tokens"] == pytest.approx(held.tpot_high, rel=0.1)
-    spare = sonde.simulate(DEPLOYMENT, requests(np.arange(600) * 2.0, np.full(600, 500), np.full(600, 40)))
+    free = {"sites": [{"pools": [POOL]}]}  # of power, whose price is in the devices' own
+    spare = sonde.simulate(free, requests(np.arange(600) * 2.0, np.full(600, 500), np.full(600, 40)))
     low, high = spare.intervals()["usd_per_million_tokens"]
     assert high / low < 1.001  # the last answer takes longer, of 20 minutes
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
     "--report", default="report.html", show_default=True, type=click.Path(path_type=Path), help="Where the report goes."
 )
 @click.option("--no-report", is_flag=True, help="Write no report.")
-@click.option("--top", default=10, show_default=True, type=click.IntRange(1), help="Most rows in the tables.")
+@click.option(
+    "--top",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Most rows in the tables, which say how sure they are.",
+)
 @json_option
 def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top: int, as_json: bool) -> None:
     """Find the cheapest deployments that hold the objectives of SCENARIO.
@@ -36,7 +42,7 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
 
     import_beside(scenario)
     with progress() as tell:
-        result = search(scenario, trace=trace, progress=tell)
+        result = search(scenario, trace=trace, progress=tell, top=top)
     if as_json:
         emit(result.to_json())
     else:

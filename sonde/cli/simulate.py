@@ -64,7 +64,7 @@ def simulate(
     prepare(closed=clients is not None)
     outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:
-        emit(outcome.summary(promised))
+        emit(outcome.summary(promised) | {"interval": outcome.intervals(promised)})
     else:
         from sonde.cli.output import console
         from sonde.report.tables import outcome_table

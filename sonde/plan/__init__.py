@@ -24,6 +24,7 @@ def plan(
     *,
     trace: Requests | str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    top: int = 10,
 ) -> PlanResult:
     """Return every deployment that holds the objectives of `scenario`, ranked by dollars, and why others do not.
 
@@ -31,7 +32,7 @@ def plan(
     """
     from sonde.plan.planner import plan as search
 
-    return search(scenario, trace=trace, progress=progress)
+    return search(scenario, trace=trace, progress=progress, top=top)
 
 
 class _Verb(ModuleType):

@@ -43,9 +43,13 @@ def _limits(found: Found) -> tuple[object, ...]:
     return batching.token_budget, batching.max_batch, found.label
 
 
-def rank(found: Sequence[Found]) -> tuple[Plan, ...]:
-    """Return the plans, the cheapest first, then the lowest p99 end to end, then the leanest, then by name."""
-    ordered = sorted(found, key=lambda item: (*_figures(item), item.label))
+def ordered(found: Sequence[Found]) -> list[Found]:
+    """Return what was found, the cheapest first, then the lowest p99 end to end, then the leanest, then by name."""
+    return sorted(found, key=lambda item: (*_figures(item), item.label))
+
+
+def rank(ordered: Sequence[Found]) -> tuple[Plan, ...]:
+    """Return the plans of what was found, in that order."""
     best = on_frontier([_figures(item) for item in ordered])
     return tuple(_plan(i, item, front) for i, (item, front) in enumerate(zip(ordered, best, strict=True), 1))
 

@@ -13,14 +13,13 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan.candidates import Candidates, Fleet, enumerate_candidates
 from sonde.plan.demand import demand, given, rows
 from sonde.plan.dollars import Floor, dollars_needed, kinds
-from sonde.plan.frontier import distinct, rank
+from sonde.plan.doubt import SEED, Traffic, doubted, uncertain
+from sonde.plan.frontier import distinct, ordered, rank
 from sonde.plan.mix import mix
 from sonde.plan.result import PlanResult
 from sonde.plan.sweep import Evaluate, Progress, Sweep, since
 from sonde.units import show
 from sonde.workload.requests import Requests
-
-SEED = 0  # of routing policies that draw: two fleets differ in their replicas alone
 
 
 def plan(
@@ -28,9 +27,11 @@ def plan(
     *,
     trace: Requests | str | Path | None = None,
     progress: Progress | None = None,
+    top: int = 10,
 ) -> PlanResult:
     """Return every deployment that holds the objectives of `scenario`, ranked by dollars, and why others do not.
 
+    Of the cheapest plans of the `top` cheapest kinds of fleet it is also said how sure they are (`Plan.doubt`).
     `trace` (columns or a file) takes the place of the scenario's workload. `progress` is called with the
     candidates done, all candidates, and a few words. KeyboardInterrupt ends the search; what was found by then
     is returned, marked `interrupted`. Raises InputError on a scenario that cannot be used.
@@ -54,8 +55,12 @@ def plan(
         simulator(rows(asked.requests, 1), ())(((candidates.kept[0], 1),), False)
     interrupted = sweep.run(candidates.kept, progress) or mix(sweep)
     bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
-    found = distinct(sweep.found)
+    found = ordered(distinct(sweep.found))
     plans = rank(found)
+    try:
+        plans = doubted(plans, [item.fleet for item in found], Traffic(asked.requests, goals), top)
+    except KeyboardInterrupt:
+        interrupted = True
     return PlanResult(
         scenario=question,
         requests=asked.requests,
@@ -80,7 +85,8 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
 
     def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
         engines = [(candidate.engine, replicas) for candidate, replicas in fleet]
-        return run(trace, engines, routing=fleet[0][0].routing, seed=SEED, until_missed=goals if stop_early else ())
+        outcome = run(trace, engines, routing=fleet[0][0].routing, seed=SEED, until_missed=goals if stop_early else ())
+        return uncertain(outcome, Traffic(trace, tuple(goals)), fleet)
 
     return evaluate
 

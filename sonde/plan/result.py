@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment
 from sonde.errors import library
-from sonde.metrics import Objective, Outcome
+from sonde.metrics import Metric, Objective, Outcome
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -21,6 +21,39 @@ if TYPE_CHECKING:
     import polars
 
 _SHOWN = 10  # plans in the text form
+
+
+@dataclass(frozen=True)
+class PlanDoubt:
+    """How sure a plan is. All intervals hold 80 %; a price is infinite where no number allowed would hold.
+
+    usd_low, usd_high   dollars per hour of the fewest replicas that hold if all is as fast, and as slow, as it may be
+    holds_slow          whether the plan as it stands holds every objective at the slow end
+    slower              how much longer steps take there, as a share
+    like                ranks of the other shown plans whose order by cost could be the other way round
+    figures             `Outcome.intervals`: of every uncertain figure of the summary
+    """
+
+    usd_low: float
+    usd_high: float
+    holds_slow: bool
+    slower: float
+    like: tuple[int, ...]
+    figures: Mapping[str, Any]
+
+    def interval(self, metric: Metric, name: str = "p99") -> tuple[float, float]:
+        """Return the interval in s of a latency at "p50", "p90" or "p99"."""
+        low, high = self.figures[f"{metric}_s"][name]
+        return low, high
+
+    def to_json(self) -> dict[str, object]:
+        """Return the keys that a plan has beside its own figures."""
+        return {
+            "holds_if_slow": self.holds_slow,
+            "slower": self.slower,
+            "like": list(self.like),
+            "interval": {"usd_per_hour": [self.usd_low, self.usd_high], **self.figures},
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +73,7 @@ class Plan:
     outcome: Outcome
     usd_by_part: Mapping[str, float]
     frontier: bool  # no other plan is cheaper, faster (p99 end to end) and leaner (joules per token) at once
+    doubt: PlanDoubt | None = None  # of the plans that are shown
 
     def to_json(self) -> dict[str, object]:
         """Return the plan as `plan --json` prints it: the deployment, its price, then every figure of its summary."""
@@ -52,7 +86,7 @@ class Plan:
             "usd_per_hour": self.usd_per_hour,
             "usd_per_hour_by_part": dict(self.usd_by_part),
         }
-        return own | dict(self.summary)
+        return own | (self.doubt.to_json() if self.doubt else {}) | dict(self.summary)
 
     def __repr__(self) -> str:
         return f"Plan {self.rank}: {self.label}, ${self.usd_per_hour:,.2f}/h"
@@ -98,10 +132,7 @@ class PlanResult:
     @property
     def kinds(self) -> tuple[Plan, ...]:
         """Return the cheapest plan of every kind of fleet (devices, parallelism, weights), in order of rank."""
-        first: dict[tuple[object, ...], Plan] = {}
-        for plan in self.plans:
-            first.setdefault(_kind(plan.deployment), plan)
-        return tuple(first.values())
+        return kinds(self.plans)
 
     @property
     def gap(self) -> float:
@@ -175,6 +206,14 @@ class PlanResult:
         if kinds:
             lines.append("  ruled out: " + ", ".join(f"{count:,} by {kind}" for kind, count in kinds.most_common()))
         return "\n".join(lines + (["  interrupted: this is what had been found"] if self.interrupted else []))
+
+
+def kinds(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Return the first plan of every kind of fleet (devices, parallelism, weights), in order."""
+    first: dict[tuple[object, ...], Plan] = {}
+    for plan in plans:
+        first.setdefault(_kind(plan.deployment), plan)
+    return tuple(first.values())
 
 
 def _kind(deployment: Deployment) -> tuple[object, ...]:
