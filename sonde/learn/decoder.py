@@ -77,7 +77,7 @@ class Block(nn.Module):
         """Return x [b, t, hidden] after the block; with a cache, attention reads what it holds as well."""
         b, t, hidden = x.shape
         q, k, v = self.qkv(self.norms[0](x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q, k = _turned(q, turn), _turned(k, turn)
+        q, k = turned(q, turn), turned(k, turn)
         if cache is not None:
             end = cache.used + t
             cache.keys[run, :, cache.used : end], cache.values[run, :, cache.used : end] = k[0], v[0]
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Return logits [b, t, vocabulary] of tokens [b, t]; a cache must be of one sequence, and is added to."""
         start = cache.used if cache else 0
-        turn = _angles(start, tokens.shape[1], self.shape.hidden // self.shape.heads)
+        turn = angles(start, tokens.shape[1], self.shape.hidden // self.shape.heads)
         x = self.embedding(tokens)
         run = 0
         for block in self.blocks:
@@ -166,12 +166,13 @@ def batch(text: Tensor, rows: int, length: int, draws: torch.Generator) -> Tenso
     return text[starts[:, None] + torch.arange(length + 1)].long()
 
 
-def _angles(start: int, count: int, dim: int) -> Tensor:
+def angles(start: int, count: int, dim: int) -> Tensor:
+    """Return by how much the pairs of a head of `dim` are turned at `count` positions from `start`: [count, dim/2]."""
     at = torch.arange(start, start + count, dtype=torch.float32)
     return torch.outer(at, 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim))
 
 
-def _turned(x: Tensor, turn: Tensor) -> Tensor:
+def turned(x: Tensor, turn: Tensor) -> Tensor:
     """Return x with pairs of its last axis turned by their position (RoPE)."""
     one, two = x.chunk(2, dim=-1)
     cos, sin = turn.cos(), turn.sin()
