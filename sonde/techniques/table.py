@@ -13,14 +13,19 @@ from sonde.techniques.technique import Technique
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
     "chunked-prefill": "chunked_prefill",
+    "expert-placement": "expert_placement",
+    "expert-dispatch": "expert_dispatch",
+    "node-limited-routing": "node_limited_routing",
     "lambda-attention": "lambda_attention",
     "low-bit-weights": "low_bit_weights",
     "w4a8": "w4a8",
     "w4a4": "w4a4",
     "w2a8kv4": "w2a8kv4",
     "pruning": "pruning",
-    "token-budget": "token_budget",
     "nano-batches": "nano_batches",
+    "multi-token-prediction": "multi_token_prediction",
+    "speculative-decoding": "speculative_decoding",
+    "token-budget": "token_budget",
 }
 
 
