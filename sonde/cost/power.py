@@ -79,7 +79,8 @@ def _on_chip(shard: Shard, operator: Operator) -> Floats:
 
 def _capped(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> Spent:
     """Return what work at the fastest clock takes and draws that keeps it to the cap."""
-    cap, idle = power_cap_w(shard.device, shard.replica), shard.device.idle_w
+    idle = shard.device.idle_w
+    room = power_cap_w(shard.device, shard.replica) - idle
     power, static = shard.efficiencies.power, _static_w(shard) - idle
     chip, rest = joules * on_chip, joules * (1.0 - on_chip)
 
@@ -88,16 +89,16 @@ def _capped(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> Spent
         seconds = together(took.compute / clock, took.memory, took.blend) + took.other
         return seconds, static * clock**power.voltage * seconds + chip * clock ** (power.voltage - 1.0) + rest
 
-    slow, fast = np.full(joules.shape, power.slowest), np.ones(joules.shape)
+    fast = np.ones(joules.shape)
     seconds, drawn = at(fast)
-    if not (drawn > (cap - idle) * seconds).any():
+    slow = np.where(drawn <= room * seconds * (1.0 + 1e-12), fast, power.slowest)
+    if (slow == fast).all():
         return Spent(took.seconds, drawn + (idle - running_w(shard)) * seconds)
-    slow = np.where(drawn > (cap - idle) * seconds, slow, fast)
     for _ in range(_HALVINGS):
         middle = (slow + fast) / 2.0
         seconds, drawn = at(middle)
-        held = drawn <= (cap - idle) * seconds
+        held = drawn <= room * seconds
         slow, fast = np.where(held, middle, slow), np.where(held, fast, middle)
     seconds, drawn = at(slow)
-    seconds = np.maximum(seconds, drawn / (cap - idle))  # it pauses where even the slowest clock draws too much
+    seconds = np.maximum(seconds, drawn / room)  # it pauses where even the slowest clock draws too much
     return Spent(seconds, drawn + (idle - running_w(shard)) * seconds)
