@@ -23,6 +23,7 @@ TECHNIQUES: dict[str, str] = {
     "w2a8kv4": "w2a8kv4",
     "pruning": "pruning",
     "nano-batches": "nano_batches",
+    "two-microbatches": "two_microbatches",
     "multi-token-prediction": "multi_token_prediction",
     "speculative-decoding": "speculative_decoding",
     "token-budget": "token_budget",
