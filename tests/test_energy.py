@@ -40,7 +40,8 @@ from sonde.deployment.check import check, power_cap_w
 from sonde.deployment.load import dump, load
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError
-from sonde.sim.simulate import simulate
+from sonde.sim.simulate import fleet, simulate
+from sonde.techniques.compose import arranged
 from sonde.workload.requests import requests
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -395,3 +396,14 @@ def test_a_file_without_a_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lacks the column"):
         runs(tmp_path)
     assert runs(tmp_path / "steps") == []
+
+
+def test_the_technique_caps_the_replicas_of_its_pools() -> None:
+    tree = deployment(None) | {"techniques": [{"power-cap": {"cap": "350 W"}}]}
+    assert arranged(load(tree)).pools[0].replica.power_cap == 350.0
+    under, written = (fleet(arranged(load(one)))[0][0] for one in (tree, deployment("350 W")))
+    assert under.table.time.prefill == written.table.time.prefill
+    assert (under.table.energy.linear == written.table.energy.linear).all()
+    assert under.table.energy.linear[2048] < fleet(load(deployment(None)))[0][0].table.energy.linear[2048]
+    with pytest.raises(InputError, match="power_cap"):
+        fleet(arranged(load(deployment(None) | {"techniques": [{"power-cap": {"cap": "5 %"}}]})))

@@ -44,7 +44,7 @@ def _dollars(value: object) -> object:
         refuse("", value, error.allowed, error.consequence)
 
 
-def _limit(value: object) -> object:
+def _power_cap(value: object) -> object:
     """Return watts for "400 W", a share for "60 %" as it is written best, and anything else as it is."""
     if not isinstance(value, str):
         return value
@@ -63,7 +63,9 @@ _SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
 Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
 Dollars = Annotated[float, BeforeValidator(_dollars), Field(ge=0)]
 #: watts, or "60 %" of what the device draws at most
-Limit = Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")]
+PowerCap = Annotated[
+    Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")], BeforeValidator(_power_cap)
+]
 
 
 def repeated(values: Iterable[object]) -> list[object]:
@@ -99,7 +101,7 @@ class Replica(Choice):
     engine: Literal["generic", "vllm", "sglang", "trtllm"] | None = None  # whose constants; None: by kind of device
     memory_fraction: float = Field(default=0.9, gt=0, le=1)  # of device memory that the engine may use
     block_tokens: int = Field(default=16, ge=1, le=1024)  # tokens in one block of KV cache
-    power_cap: Annotated[Limit, BeforeValidator(_limit)] | None = None  # of one device; None: its peak power
+    power_cap: PowerCap | None = None  # of one device; None: its peak power
     batching: Batching = Batching()
 
     @property

@@ -13,6 +13,7 @@ from sonde.techniques.technique import Technique
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
     "chunked-prefill": "chunked_prefill",
+    "power-cap": "power_cap",
     "expert-placement": "expert_placement",
     "expert-dispatch": "expert_dispatch",
     "node-limited-routing": "node_limited_routing",
