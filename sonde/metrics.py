@@ -259,6 +259,7 @@ class Outcome:
         )
         lines.append(
             f"  ${s['usd_per_million_tokens']:.3f} per million tokens, {s['joules_per_token']:.2f} J per output token"
+            + (f", {s['carbon_g']:,.0f} g CO2 in all" if s["carbon_g"] else "")
         )
         return "\n".join(lines)
 
