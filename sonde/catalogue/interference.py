@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def curves(points: Mapping[str, list[tuple[float, float]]]) -> Interference:
         at = sorted(points.get(kind, ()))
         if len(at) < 2 or at[0] != (0.0, 0.0) or at[-1] != (1.0, 1.0):
             raise InputError(f"interference.{kind}", at, "must have points from (0, 0) to (1, 1)")
-        steps = list(zip(at, at[1:], strict=False))
+        steps = list(pairwise(at))
         if any(not math.isfinite(p + r) or q < p or s <= r for (r, p), (s, q) in steps):
             raise InputError(f"interference.{kind}", at, "must rise: more of the device is never slower")
     return Interference({kind: tuple(sorted(points[kind])) for kind in KINDS})

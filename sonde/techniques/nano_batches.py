@@ -1,7 +1,7 @@
 """Nano-batches: the batch is cut so that one part computes while another reads its cache or sums over links (NanoFlow).
 
-The pipeline is searched once, for a full step; every other step runs it too, or no nano-batches where it would be slower.
-What it saves goes into the table over tokens, at a working point: so many sequences decode at so long a context.
+The pipeline is searched once, for a full step; every other step runs it too, or none where it would be slower. What
+it saves goes into the table over tokens, at a working point: so many sequences decode at so long a context.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sonde.deployment.tree import Line
 from sonde.errors import InputError
 from sonde.techniques.layer import Point, Stage, sequential, stages
 from sonde.techniques.nano_search import SPLITS, Pipeline, search
+from sonde.techniques.retime import retimed
 from sonde.techniques.technique import Parameters, Technique
 from sonde.techniques.timeline import makespan
 
@@ -63,10 +64,8 @@ def engine(engine: Engine, part: Shard, nano: NanoBatches) -> Engine:
     Raises InputError where a replica deals its batch out over stages or attention ranks already.
     """
     found = saved(part, nano)
-    time, energy = engine.table.time, engine.table.energy
     watts = running_w(part) * part.replica.devices
-    table = engine.table._replace(time=_less(time, found, 1.0), energy=_less(energy, found, watts))
-    return engine._replace(table=table)
+    return engine._replace(table=retimed(engine.table, _less(engine.table.time, found), watts))
 
 
 def saved(part: Shard, nano: NanoBatches) -> Saved:
@@ -128,12 +127,12 @@ def _saves(part: Shard, nano: NanoBatches, pipe: Pipeline, point: Point) -> floa
     return alone - sum(sequential(part, point.share(share)) for share in pipe.split)
 
 
-def _less(table: Coefficients, found: Saved, times: float) -> Coefficients:
+def _less(table: Coefficients, found: Saved) -> Coefficients:
     """Return the table with what is saved taken off its tokens; past the last of them by the same share of a token."""
     at = np.arange(len(table.linear), dtype=np.float64)
     last = found.tokens[-1]
-    rate = times * float(found.seconds[-1] / last)
-    off = times * np.interp(at, found.tokens, found.seconds) + rate * np.maximum(at - last, 0.0)
+    rate = float(found.seconds[-1] / last)
+    off = np.interp(at, found.tokens, found.seconds) + rate * np.maximum(at - last, 0.0)
     return table._replace(linear=table.linear - off, slope=table.slope - rate)
 
 
@@ -141,5 +140,11 @@ TECHNIQUE = Technique(
     title="parts of a batch overlap: one computes while another reads its cache or sums over links",
     source="Zhu et al., NanoFlow, OSDI 2025, arXiv 2408.12757",
     parameters=NanoBatches,
+    cannot={
+        "two-microbatches": "both cut the batch to overlap the same exchanges",
+        "power-cap": "stages that run at once draw more than any of them, and no cap is modelled for that",
+        "speculative-decoding": "the search counts one token a sequence and step",
+        "multi-token-prediction": "the search counts one token a sequence and step",
+    },
     engine=engine,
 )

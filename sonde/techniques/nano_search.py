@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.catalogue.interference import Interference
+from sonde.cost.roofline import Floats
 from sonde.techniques.layer import Stage
 from sonde.techniques.timeline import Device, Order, makespan
 
@@ -27,7 +28,7 @@ LEAST_LEFT = 0.1
 #: splits that the second stage looks at, the best of the first one
 KEPT = 2
 #: of the branch and bound: a limit in nodes, so that the answer is the same everywhere
-NODES, GAP = 400, 0.01
+NODES, GAP = 100, 0.01
 
 
 class Pipeline(NamedTuple):
@@ -72,9 +73,7 @@ def _order(nanos: Sequence[Sequence[Stage]]) -> tuple[float, Order]:
     unit = sum(stage.seconds for chain in nanos for stage in chain)
     length = {place: nanos[place[0]][place[1]].seconds / unit for place in places}
     pairs = [
-        (a, b)
-        for a, b in combinations(places, 2)
-        if a[0] != b[0] and nanos[a[0]][a[1]].kind == nanos[b[0]][b[1]].kind
+        (a, b) for a, b in combinations(places, 2) if a[0] != b[0] and nanos[a[0]][a[1]].kind == nanos[b[0]][b[1]].kind
     ]
     n, p = len(places), len(pairs)
     size = 1 + 2 * n + p  # u, starts, periods passed after every stage, who is first
@@ -91,8 +90,8 @@ def _order(nanos: Sequence[Sequence[Stage]]) -> tuple[float, Order]:
         rows.append(({0: length[a], i: 1.0, j: -1.0, k: -1.0}, -np.inf, 0.0))
         rows.append(({0: length[b], j: 1.0, i: -1.0, k: 1.0}, -np.inf, 1.0))
     matrix = np.zeros((len(rows), size))
-    for at, (row, _, _) in enumerate(rows):
-        matrix[at, list(row)] = list(row.values())
+    for line, (row, _, _) in enumerate(rows):
+        matrix[line, list(row)] = list(row.values())
     upper = np.ones(size)
     upper[0], upper[1] = 1.0 / max(sum(length[place] for place in chain) for chain in chains), 0.0
     cost = np.zeros(size)
@@ -105,13 +104,15 @@ def _order(nanos: Sequence[Sequence[Stage]]) -> tuple[float, Order]:
         options={"node_limit": NODES, "mip_rel_gap": GAP},
     )  # fmt: skip
     if solved.x is None:  # no order in so many nodes: one nano-batch after the other
-        at = np.cumsum([0.0, *(length[place] for place in places)])
-        return unit, _starts(chains, places, at[:-1], np.zeros(n))
-    return unit / float(solved.x[0]), _starts(chains, places, solved.x[1 : 1 + n], np.round(solved.x[1 + n : 1 + 2 * n]))
+        ends = np.cumsum([0.0, *(length[place] for place in places)])
+        return unit, _starts(chains, places, ends[:-1], np.zeros(n))
+    return unit / float(solved.x[0]), _starts(
+        chains, places, solved.x[1 : 1 + n], np.round(solved.x[1 + n : 1 + 2 * n])
+    )
 
 
 def _starts(
-    chains: Sequence[Sequence[tuple[int, int]]], places: dict[tuple[int, int], int], at: np.ndarray, passed: np.ndarray
+    chains: Sequence[Sequence[tuple[int, int]]], places: dict[tuple[int, int], int], at: Floats, passed: Floats
 ) -> Order:
     """Return starts in periods since the layer's first: within the period, and the whole ones passed before it."""
     found = []

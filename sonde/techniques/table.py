@@ -13,7 +13,9 @@ from sonde.techniques.technique import Technique
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
     "chunked-prefill": "chunked_prefill",
+    "non-blocking-pipeline": "non_blocking_pipeline",
     "power-cap": "power_cap",
+    "sequence-parallel": "sequence_parallel",
     "expert-placement": "expert_placement",
     "expert-dispatch": "expert_dispatch",
     "node-limited-routing": "node_limited_routing",
@@ -23,10 +25,13 @@ TECHNIQUES: dict[str, str] = {
     "w4a4": "w4a4",
     "w2a8kv4": "w2a8kv4",
     "pruning": "pruning",
-    "nano-batches": "nano_batches",
     "two-microbatches": "two_microbatches",
     "multi-token-prediction": "multi_token_prediction",
     "speculative-decoding": "speculative_decoding",
+    "peer-memory": "peer_memory",
+    "nano-batches": "nano_batches",
+    "padding-elimination": "padding_elimination",
+    "async-scheduling": "async_scheduling",
     "token-budget": "token_budget",
 }
 
