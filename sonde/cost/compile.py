@@ -12,6 +12,7 @@ from sonde.cost.money import hourly_cost
 from sonde.cost.operators import (
     batch_operators,
     engine_operators,
+    gather_operators,
     head_operators,
     pair_operators,
     read_operators,
@@ -91,7 +92,10 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     micro = np.arange(-(-last // stages) + 1, dtype=np.float64)
     linear = [_spread(values, last, stages) for values in summed(part, token_operators(part, micro), len(micro))]
     spread = linear[0]
-    if part.lanes > 1:  # a prompt is on one rank and passes every stage; only decodes are spread
+    if part.sequence_parallel:
+        gathered = summed(part, gather_operators(part, micro), len(micro))
+        linear = [a + _spread(b, last, stages) for a, b in zip(linear, gathered, strict=True)]
+    elif part.lanes > 1:  # a prompt is on one rank and passes every stage; only decodes are spread
         whole = np.arange(last + 1, dtype=np.float64)
         linear[0] = _spread(summed(part, token_operators(part, whole, lone=True), last + 1)[0], last, 1)
 
@@ -122,7 +126,7 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     everywhere = float(part.replica.devices)
     tensor = float(part.tensor)
     return (
-        coefficients(0, 1.0, 1.0, share),
+        coefficients(0, 1.0, 1.0 / part.replica.data_parallel if part.sequence_parallel else 1.0, share),
         coefficients(1, everywhere, tensor, np.where(batch > 0, tensor, 0.0)),
     )
 

@@ -11,6 +11,7 @@ from sonde.catalogue.model import Model
 from sonde.cost.operators import (
     batch_operators,
     engine_operators,
+    gather_operators,
     head_operators,
     pair_operators,
     read_operators,
@@ -60,6 +61,10 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     rows = _token_rows(part, prompt + decoded, decoded)
     sampled = np.array([max(part.queries * mine, 1.0)])
     rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, sampled)]
+    ranks = replica.data_parallel if part.sequence_parallel else 1
+    if part.sequence_parallel and prompt:
+        shared = gather_operators(part, np.array([float(prompt)]))
+        rows += [_row(part, operator, 1.0, everywhere) for operator in shared]
     window = table_window(part)
     for windowed, pairs, read in (
         (False, _pairs(prompt, 0), float(batch * context)),
@@ -67,7 +72,8 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     ):
         if prompt:
             rows += [
-                _row(part, operator, pairs, pairs * part.tensor) for operator in pair_operators(part, windowed=windowed)
+                _row(part, operator, pairs / ranks, pairs * part.tensor)
+                for operator in pair_operators(part, windowed=windowed)
             ]
         if batch:
             rows += [
@@ -93,7 +99,7 @@ def _token_rows(part: Shard, tokens: int, batch: int) -> list[Row]:
         ]
 
     shared = rows(tokens, lone=False)
-    if part.lanes == 1:
+    if part.lanes == 1 or part.sequence_parallel:
         return shared
     seconds = np.array([row.seconds for row in rows(tokens, lone=True)])
     if batch:

@@ -95,6 +95,8 @@ def activation_bytes(part: Shard) -> float:
     """
     model, replica = part.model, part.replica
     rows = replica.batching.token_budget  # a prompt is on one rank and passes every stage
+    if part.sequence_parallel:
+        rows = math.ceil(rows / replica.data_parallel)
     widest = 0.0
     for forward in model.feedforwards:
         inner = sum(m.outputs * held(part, m) for m in forward.matrices if m.split != "row")

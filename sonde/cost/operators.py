@@ -43,6 +43,18 @@ def token_operators(shard: Shard, tokens: Floats, *, lone: bool = False) -> list
     return found
 
 
+def gather_operators(shard: Shard, tokens: Floats) -> list[Operator]:
+    """Return what the attention ranks that share a prompt exchange: keys and values of all its `tokens`."""
+    return [
+        all_gather(
+            shard, f"{title(mixer)} gather", mixer.layers, shard.replica.data_parallel,
+            tokens * (mixer.cache_elements * shard.cache_share(mixer) * shard.kv_bytes),
+        )
+        for mixer in shard.model.mixers
+        if mixer.kind != "linear"
+    ]  # fmt: skip
+
+
 def batch_operators(shard: Shard, sequences: Floats, batch: Floats) -> list[Operator]:
     """Return the operators whose cost follows the decoding sequences: `sequences` of one rank, `batch` of all."""
     found = []

@@ -73,6 +73,7 @@ class Shard:
     queries                                   tokens that a decoding sequence puts into a step
     placement                                 where experts stand and how often each is met; None: evenly, one copy each
     exchange                                  how tokens travel to experts
+    sequence_parallel                         whether a prompt is spread over the attention ranks, and not on one
     """
 
     model: Model
@@ -94,6 +95,7 @@ class Shard:
     queries: int = 1
     placement: Placement | None = None
     exchange: Exchange = EVERY_EXPERT
+    sequence_parallel: bool = False
 
     @property
     def tensor(self) -> int:

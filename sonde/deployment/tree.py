@@ -81,7 +81,7 @@ class Batching(Choice):
     """
 
     policy: Line = "chunked"
-    max_batch: int = Field(default=256, ge=1, le=8192)  # sequences that run at once
+    max_batch: int = Field(default=256, ge=1, le=65_536)  # sequences that run at once
     token_budget: int = Field(default=2048, ge=1, le=1_048_576)  # tokens in one step
     preemption: Literal["recompute", "swap"] = "recompute"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from sonde.cost.operators import batch_operators, read_operators, table_window, title, token_operators
@@ -34,12 +35,13 @@ class Halves(Parameters):
 
     context   cached tokens of a decoding sequence around which the table is fitted, from half to one and a half of it
     share     of the cores that the attention stream has to itself; None: both streams share all of them
-    always    also where two halves take longer than the whole, since their weights are read twice
+    least     tokens of a device from which a step is halved; None: wherever two halves, whose weights are read twice,
+              take less than the whole
     """
 
     context: int = Field(default=4096, ge=1, le=10_000_000)
     share: float | None = Field(default=None, gt=0, lt=1)
-    always: bool = False
+    least: int | None = Field(default=None, ge=0, le=1 << 20)
 
 
 class Stream(NamedTuple):
@@ -81,14 +83,18 @@ def engine(engine: Engine, part: Shard, halves: Halves) -> Engine:
 def prompts(part: Shard, halves: Halves, size: int) -> Floats:
     """Return the seconds that halving saves of a step of so many prompt tokens, their pairs left out: [size]."""
     count = np.arange(size, dtype=np.float64)
-    lone = part.lanes > 1
+    lone = part.lanes > 1 and not part.sequence_parallel
     whole = streams(part, token_operators(part, count, lone=lone), size)
     half = streams(part, token_operators(part, count / 2, lone=lone), size, halves.share)
     saved: Floats = whole[0].seconds + whole[1].seconds - overlapped(*half, part.model.layers, halves.share)
-    if not halves.always:
-        saved = np.maximum(saved, 0.0)
+    saved = np.where(_halved(halves, count if lone else count / part.lanes, saved), saved, 0.0)
     saved[0] = 0.0
     return saved
+
+
+def _halved(halves: Halves, tokens: Floats, saved: Floats) -> NDArray[np.bool_]:
+    """Return whether steps of so many tokens a device are halved."""
+    return saved > 0.0 if halves.least is None else tokens >= halves.least
 
 
 def saving(part: Shard, halves: Halves, contexts: Floats) -> Floats:
@@ -166,9 +172,8 @@ def _decoding(table: Coefficients, plain: Coefficients, part: Shard, halves: Hal
     reads = reads + plain.read_window[:, None] * batch * np.minimum(contexts, window)
     alone = (plain.fixed + plain.linear[: most + 1] + plain.decode)[:, None] + reads
     saved = saving(part, halves, contexts)
-    if not halves.always:
-        middle = saved[:, len(contexts) // 2] > 0.0
-        saved = np.where(middle[:, None], saved, 0.0)
+    halved = _halved(halves, part.queries * batch[:, 0] / part.lanes, saved[:, len(contexts) // 2])
+    saved = np.where(halved[:, None], saved, 0.0)
     took = alone - saved
     rise = reads[:, -1] - reads[:, 0]
     share = np.where(rise > 0.0, (took[:, -1] - took[:, 0]) / np.where(rise > 0.0, rise, 1.0), 1.0)
