@@ -76,7 +76,9 @@ def engine(engine: Engine, part: Shard, halves: Halves) -> Engine:
         )  # fmt: skip
     time, energy = engine.table.time, engine.table.energy
     saved = prompts(part, halves, len(time.linear))
-    fast = _decoding(time._replace(linear=time.linear - saved), time, part, halves)
+    period = min(16 * part.lanes, len(saved) - 1)
+    slope = time.slope - float(saved[-1] - saved[-1 - period]) / period
+    fast = _decoding(time._replace(linear=time.linear - saved, slope=slope), time, part, halves)
     return engine._replace(table=engine.table._replace(time=fast, energy=_energy(energy, time, fast, part)))
 
 
@@ -196,6 +198,7 @@ def _energy(energy: Coefficients, time: Coefficients, fast: Coefficients, part: 
     decode[0] = 0.0
     return energy._replace(
         linear=energy.linear + watts * (fast.linear - time.linear) + line,
+        slope=energy.slope + watts * (fast.slope - time.slope),
         decode=decode,
         read=energy.read + watts * (fast.read - time.read),
         read_window=energy.read_window + watts * (fast.read_window - time.read_window),
