@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from rich.console import Console
 from sonde.deployment.tree import Deployment
 from sonde.errors import InputError
 from sonde.metrics import ITL_BINS, Objective, itl_quantile
-from sonde.plan.result import PlanResult, Rejection
+from sonde.plan.result import PlanDoubt, PlanResult, Rejection
 from sonde.report import figures, tables, text, views
 from sonde.report.page import coloured_yaml, embedded_json, packed_plotly, write_outcome_page, write_page
+from sonde.units import show
 
 EVIL = "<script>alert(1)</script>&\"'</style>"
 
@@ -329,3 +331,71 @@ def test_import_of_the_report_brings_nothing_heavy() -> None:
     code = "import sys, sonde.report; print([m for m in ('plotly', 'jinja2', 'numpy', 'rich') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def doubted() -> PlanResult:
+    """An answer whose first plans say how sure they are."""
+    found = draw_result(6)
+    plans = list(found.plans)
+    for i, (holds, like, high) in enumerate([(False, (2, 3), np.inf), (True, (1,), 9.25), (False, (1,), 12.5)]):
+        plan = plans[i]
+        outcome = replace(plan.outcome, either=lambda plan=plan: (plan.outcome, plan.outcome))
+        figures_of = outcome.intervals(found.objectives)
+        figures_of |= {"ttft_s": {name: [0.111, 0.222] for name in ("p50", "p90", "p99")},
+                       "joules_per_token": [0.333, 0.777]}  # fmt: skip
+        low = plan.usd_per_hour - 1.0
+        plans[i] = replace(plan, outcome=outcome, doubt=PlanDoubt(low, high, holds, 0.17, like, figures_of))
+    return replace(found, plans=tuple(plans))
+
+
+def shown_at(result: PlanResult, width: int) -> str:
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(tables.plan_table(result))
+    return console.export_text()
+
+
+def test_the_terminal_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResult) -> None:
+    told = shown_at(doubted, 200)
+    low = doubted.plans[0].usd_per_hour - 1.0
+    for words in ("misses +17 %", "holds +17 %", "≈ #2 #3", "111–222 ms", "333–777 mJ", f"${low:,.2f}–∞/h",
+                  "80 % interval", f"is #2, for {show(doubted.plans[1].usd_per_hour, 'price')}"):  # fmt: skip
+        assert words in re.sub(r"\s+", " ", told), words
+    assert "if slow" in shown_at(doubted, 100)
+    plain = shown_at(result, 200)
+    assert "80 %" not in plain
+    assert "∞" not in plain
+
+
+def test_the_page_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResult, page: str, tmp_path: Path) -> None:
+    written = Outline(write_page(doubted, tmp_path / "page.html").read_text(encoding="utf-8")).words
+    words = re.sub(r"\s+", " ", written)
+    for said in ("misses an objective; its place before plans #2, #3 is not certain", "is #2, for", "111–222 ms",
+                 "333–777 mJ", "–∞/h", "holds +17 %"):  # fmt: skip
+        assert said in words, said
+    assert "80 % interval" not in Outline(page).words
+    drawn = figures.frontier(doubted.plans, 1.0, "ttft", doubted.objectives)["data"][1]
+    order = sorted(doubted.plans, key=lambda plan: (plan.frontier, -plan.rank))
+    for plan, x, up, down, dollars_up in zip(
+        order,
+        drawn["x"],
+        drawn["error_x"]["array"],
+        drawn["error_x"]["arrayminus"],
+        drawn["error_y"]["array"],
+        strict=True,
+    ):
+        assert (x + up, x - down) == pytest.approx((222.0, 111.0) if plan.doubt else (x, x), rel=1e-4)
+        high = plan.doubt.usd_high if plan.doubt else plan.usd_per_hour
+        assert dollars_up == pytest.approx(high - plan.usd_per_hour if np.isfinite(high) else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind", "expected"),
+    [
+        (0.1, 0.2, "time", "100–200 ms"), (0.9, 1.5, "time", "900 ms–1.5 s"), (0.1, np.inf, "time", "100 ms–∞"),
+        (0.1, 0.1, "time", ""), (np.inf, np.inf, "time", ""), (2.0, 3.5, "price", "$2.00–3.50/h"),
+        (2.0, np.inf, "price", "$2.00–∞/h"), (0.1, 0.25, "usd", "$0.100–0.250"), (0.9, 1.0, "ratio", "90–100 %"),
+    ],
+)  # fmt: skip
+def test_intervals_in_words(low: float, high: float, kind: str, expected: str) -> None:
+    assert text.between(low, high, kind) == expected

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sonde.metrics import Metric, Objective, Outcome, itl_edges
 from sonde.plan.result import Plan
-from sonde.report.text import METRIC_NAMES, figure, joules, latency, seconds
+from sonde.report.text import METRIC_NAMES, between, figure, if_slow, joules, latency, seconds
 from sonde.units import show
 
 Figure = dict[str, Any]
@@ -36,12 +36,6 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
     usd = np.array([plan.usd_per_hour for plan in plans])
     energy = [figure(plan.summary, "joules_per_token") or math.nan for plan in plans]
     marks = _round_numbers(float(np.nanmin(energy)), float(np.nanmax(energy))) if np.isfinite(energy).any() else []
-    hover = [
-        f"<b>#{plan.rank} {escape(plan.label)}</b><br>{show(plan.usd_per_hour, 'price')}, {plan.devices} devices<br>"
-        f"p99 TTFT {seconds(latency(plan.summary, 'ttft'))}, TPOT {seconds(latency(plan.summary, 'tpot'))}, "
-        f"end to end {seconds(latency(plan.summary, 'e2e'))}<br>{joules(joule)} per token"
-        for plan, joule in zip(plans, energy, strict=True)
-    ]
     edge = _staircase(x, usd)
     line = {
         "type": "scatter", "mode": "lines", "name": "frontier", "hoverinfo": "skip",
@@ -50,7 +44,8 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
     }  # fmt: skip
     points = {
         "type": "scatter", "mode": "markers", "name": "plans", "x": _clean(scale * x), "y": _clean(usd),
-        "hovertemplate": "%{text}<extra></extra>", "text": hover,
+        **_intervals(plans, metric, scale),
+        "hovertemplate": "%{text}<extra></extra>", "text": [_hover(plan) for plan in plans],
         "marker": {
             "size": [13 if plan.frontier else 8 for plan in plans],
             "opacity": [1.0 if plan.frontier else 0.75 for plan in plans],
@@ -69,8 +64,8 @@ def frontier(plans: Sequence[Plan], bound: float, metric: Metric, objectives: Se
     layout["xaxis"] |= {"title": _title(f"p99 {_name(metric)}, {unit}"), "rangemode": "tozero"}
     layout["yaxis"] |= {"title": _title("dollars per hour"), "tickprefix": "$", "rangemode": "tozero"}
     layout["margin"] |= {"l": 56, "b": 48, "t": 16}
-    level = bound
-    if bound > 0 and (dearest := float(np.max(usd, initial=bound))) > 15 * bound:
+    level, dearest = bound, float(np.max(usd, initial=bound))
+    if 0 < 15 * bound < dearest:
         layout["yaxis"] |= _log_axis(0.7 * bound, 1.3 * dearest, "$")
         level = float(np.log10(bound))
     layout["shapes"].append(_line("h", bound, "var(--good)", "dash"))
@@ -206,6 +201,43 @@ def load(outcome: Outcome) -> Figure:
 
 def _name(metric: Metric) -> str:
     return "end to end" if metric == "e2e" else METRIC_NAMES[metric][0]
+
+
+def _hover(plan: Plan) -> str:
+    """Return what a point says when it is pointed at."""
+    words = (
+        f"<b>#{plan.rank} {escape(plan.label)}</b><br>{show(plan.usd_per_hour, 'price')}, {plan.devices} devices<br>"
+        f"p99 TTFT {seconds(latency(plan.summary, 'ttft'))}, TPOT {seconds(latency(plan.summary, 'tpot'))}, "
+        f"end to end {seconds(latency(plan.summary, 'e2e'))}<br>"
+        f"{joules(figure(plan.summary, 'joules_per_token') or math.nan)} per token"
+    )
+    if plan.doubt is None:
+        return words
+    ends = f"p99 TTFT {between(*plan.doubt.interval('ttft'))}, TPOT {between(*plan.doubt.interval('tpot'))}"
+    return f"{words}<br>80 %: {ends}; if slow, {if_slow(plan)}"
+
+
+def _intervals(plans: Sequence[Plan], metric: Metric, scale: float) -> Figure:
+    """Return bars to the ends of the intervals of p99 and of the price; none for a plan without."""
+    p99 = [latency(plan.summary, metric) for plan in plans]
+    usd = [plan.usd_per_hour for plan in plans]
+    ends = [plan.doubt.interval(metric) if plan.doubt else (x, x) for plan, x in zip(plans, p99, strict=True)]
+    prices = [(plan.doubt.usd_low, plan.doubt.usd_high) if plan.doubt else (y, y)
+              for plan, y in zip(plans, usd, strict=True)]  # fmt: skip
+    return {
+        "error_x": _error_bars(scale * np.array(p99), scale * np.array(ends)),
+        "error_y": _error_bars(np.array(usd), np.array(prices)),
+    }
+
+
+def _error_bars(values: Floats, ends: Floats) -> Figure:
+    """Return bars from every value [n] to the ends of its interval [n, 2]; none to an end that is infinite."""
+    low, high = ends.reshape(-1, 2).T
+    up = np.where(np.isfinite(high), high - values, 0.0)
+    return {
+        "type": "data", "symmetric": False, "array": _clean(up), "arrayminus": _clean(values - low),
+        "color": "var(--muted)", "thickness": 1, "width": 3,
+    }  # fmt: skip
 
 
 def _staircase(x: Floats, usd: Floats) -> NDArray[np.intp]:

@@ -99,6 +99,10 @@ def _price(value: float) -> str:
     return show(value, "price")
 
 
+def _between(interval: tuple[float, float]) -> str:
+    return text.between(*interval)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -112,6 +116,7 @@ def _environment() -> Environment:
         "price": _price,
         "seconds": text.seconds,
         "percent": text.percent,
+        "between": _between,
         "whole": text.whole,
         "coloured": coloured_yaml,
     }

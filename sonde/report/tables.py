@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -82,20 +83,28 @@ def plan_table(result: PlanResult, top: int = 20, *, reported: bool = True) -> R
     columns = [
         Column("#", [str(plan.rank) for plan in plans]),
         Column("deployment", [plan.label for plan in plans], words=True),
-        Column("cost", [show(plan.usd_per_hour, "price") for plan in plans]),
-        Column("× bound", [f"{plan.usd_per_hour / bound:.2f}" if bound > 0 else "-" for plan in plans], 3),
+        Column("cost", [_two(show(plan.usd_per_hour, "price"), text.cost_range(plan)) for plan in plans]),
+        Column("if slow", [_two(text.if_slow(plan), text.like(plan)) for plan in plans], 1),
+        Column("× bound", [f"{plan.usd_per_hour / bound:.2f}" if bound > 0 else "-" for plan in plans], 4),
     ]
     limits = list(result.objectives)
     if not any(objective.metric == "e2e" for objective in limits):
         limits.append(Objective("e2e", 0.99, float("inf")))
     for i, objective in enumerate(limits):
-        values = [text.objective_value(objective, plan.outcome, plan.summary) for plan in plans]
-        columns.append(Column(_short(objective), [text.seconds(value) for value in values], 1 if i < 2 else 2))
+        cells = [
+            _two(text.seconds(text.objective_value(objective, plan.outcome, plan.summary)),
+                 text.latency_range(objective, plan))
+            for plan in plans
+        ]  # fmt: skip
+        columns.append(Column(_short(objective), cells, 1 if i < 2 else 2))
+    million, token = "usd_per_million_tokens", "joules_per_token"
     columns += [
-        Column("$/M tokens", [text.usd(text.figure(plan.summary, "usd_per_million_tokens")) for plan in plans], 4),
-        Column("J/token", [text.joules(text.figure(plan.summary, "joules_per_token")) for plan in plans], 5),
-        Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 6),
-    ]
+        Column("$/M tokens", [_two(text.usd(text.figure(plan.summary, million)), text.range_of(plan, million, "usd"))
+                              for plan in plans], 5),
+        Column("J/token", [_two(text.joules(text.figure(plan.summary, token)), text.range_of(plan, token, "energy"))
+                           for plan in plans], 6),
+        Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 7),
+    ]  # fmt: skip
     return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans), reported), strong=0)
 
 
@@ -119,10 +128,12 @@ def outcome_table(outcome: Outcome, objectives: Sequence[Objective] = ()) -> Ren
     """Return one run in figures: latencies, objectives kept and missed, rates, memory, energy, dollars."""
     summary = outcome.summary(tuple(objectives))
     names = [text.METRIC_NAMES[metric][0] for metric in text.METRICS]
+    sure = text.intervals(outcome, objectives)
     columns = [Column("latency", names, words=True)] + [
-        Column(name, [text.seconds(text.latency(summary, metric, name)) for metric in text.METRICS])
+        Column(name, [_two(text.seconds(text.latency(summary, metric, name)), text.latency_interval(sure, metric, name))
+                      for metric in text.METRICS])
         for name in QUANTILES
-    ]
+    ]  # fmt: skip
     parts: list[RenderableType] = [Fitted(f"{outcome.requests.n:,} requests, {outcome.completed:,} completed", columns)]
     if objectives:
         bars = text.bars(objectives, outcome, summary)
@@ -131,10 +142,14 @@ def outcome_table(outcome: Outcome, objectives: Sequence[Objective] = ()) -> Ren
                 Column("objective", [bar.objective.label for bar in bars], words=True),
                 Column("reached", [Text(text.seconds(bar.value), GOOD if bar.holds else BAD) for bar in bars]),
                 Column("limit", [text.seconds(bar.objective.limit_s) for bar in bars]),
-                Column("", [Text("kept", GOOD) if bar.holds else Text("missed", BAD) for bar in bars]),
+                Column("", [_verdict(bar.holds) for bar in bars]),
+                *([Column("if slow", [_verdict(held) for held in text.kept_if_slow(outcome, objectives)])]
+                  if sure else []),
             ])
         )  # fmt: skip
-    parts.append(_facts(outcome, summary, bool(objectives)))
+    parts.append(_facts(outcome, summary, sure, judged=bool(objectives)))
+    if sure:
+        parts.append(Text(" Beneath a figure, or in brackets: its 80 % interval.", style=FAINT))
     if outcome.aborted:
         parts.append(Text(" Stopped early, for an objective could no longer be met: figures are of a part.", style=BAD))
     return Group(*parts)
@@ -157,17 +172,31 @@ def rows_table(title: str, rows: Sequence[Mapping[str, object]]) -> RenderableTy
     return Fitted(title, columns)
 
 
+def _two(value: str, interval: str) -> str | Text:
+    """Return a figure with its interval beneath."""
+    return Text.assemble(value, "\n", (interval, f"not bold {FAINT}")) if interval else value
+
+
 def _elsewhere(reported: bool) -> str:
     return "in the report" if reported else "in --json and in a report"
 
 
-def _plan_foot(result: PlanResult, shown: int, reported: bool) -> list[str]:
+def _plan_foot(result: PlanResult, rows: int, reported: bool) -> list[str]:
     saving = text.gap(result.plans[0], result.bound_usd_per_hour)
     lines = (
-        [f"The cheapest of each kind of fleet; {len(result.plans) - shown:,} more plans are {_elsewhere(reported)}."]
-        if len(result.plans) > shown
+        [f"The cheapest of each kind of fleet; {len(result.plans) - rows:,} more plans are {_elsewhere(reported)}."]
+        if len(result.plans) > rows
         else []
     )
+    shown = [plan.doubt for plan in result.plans if plan.doubt is not None]
+    if shown:
+        lines.append(
+            "Beneath a figure: its 80 % interval; of the cost, what the fewest replicas that hold would cost"
+            + (", ∞ where no number allowed does" if any(math.isinf(doubt.usd_high) for doubt in shown) else "")
+            + f". If slow: whether the plan as it stands holds at the slow end. {text.steady(result)}"
+        )
+    if any(doubt.like for doubt in shown):
+        lines.append("≈: cannot be told apart by cost from these plans, whose order could turn.")
     if result.bound_usd_per_hour > 0:
         why = f": {result.bound_reason}" if result.bound_reason else ""
         lines.append(
@@ -180,26 +209,37 @@ def _plan_foot(result: PlanResult, shown: int, reported: bool) -> list[str]:
     return lines + list(result.notes)
 
 
-def _facts(outcome: Outcome, summary: Mapping[str, object], judged: bool) -> RenderableType:
+def _facts(outcome: Outcome, summary: Mapping[str, object], sure: Mapping[str, Any], *, judged: bool) -> RenderableType:
     number = {key: text.figure(summary, key) for key in summary}
-    million = text.usd(number["usd_per_million_tokens"])
+
+    def within(key: str, kind: str) -> str:
+        found = text.summary_interval(sure, key, kind)
+        return f" ({found})" if found else ""
+
+    million = text.usd(number["usd_per_million_tokens"]) + within("usd_per_million_tokens", "usd")
+    token = text.joules(number["joules_per_token"]) + within("joules_per_token", "energy")
     rows = [
-        ("throughput", f"{show(number['tokens_per_s'], 'rate')} output tokens"),
+        ("throughput", f"{show(number['tokens_per_s'], 'rate')}{within('tokens_per_s', 'rate')} output tokens"),
         ("running", f"{text.running(outcome):.3g} sequences a replica, on average"),
         ("peak KV memory", text.percent(number["peak_kv"])),
         ("preemptions", text.whole(number["preemptions"])),
         ("refused", text.whole(number["refused"])),
-        ("energy", f"{text.joules(number['energy_j'])}, {text.joules(number['joules_per_token'])} per output token"),
+        ("energy", f"{text.joules(number['energy_j'])}, {token} per output token"),
         ("cost", f"{show(outcome.usd_per_hour, 'price')}, {million} per million tokens"),
         ("simulated", f"{text.whole(number['steps'])} steps in {text.seconds(outcome.simulation_s)}"),
     ]  # fmt: skip
     if judged:
         goodput = show(number["goodput_requests_per_s"], "rate")
-        rows[1:1] = [("in time", f"{text.percent(number['attainment'])} of requests, {goodput}")]
+        share = text.percent(number["attainment"]) + within("attainment", "ratio")
+        rows[1:1] = [("in time", f"{share} of requests, {goodput}")]
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
         grid.add_row(Text(f" {name}", style=FAINT), Text(value))
     return grid
+
+
+def _verdict(holds: bool) -> Text:
+    return Text("kept", GOOD) if holds else Text("missed", BAD)
 
 
 def _short(objective: Objective) -> str:
@@ -219,7 +259,7 @@ def _plain(value: object) -> str:
 
 
 def _width(cell: str | Text) -> int:
-    return _as_text(cell).cell_len
+    return max(line.cell_len for line in _as_text(cell).split("\n", allow_blank=True))
 
 
 def _as_text(cell: str | Text) -> Text:

@@ -42,10 +42,11 @@ CONSTRAINTS: dict[str, str] = {
 
 
 class Bar(NamedTuple):
-    """An objective and how a run fared against it, in s."""
+    """An objective and how a run fared against it, in s, and between which times it may have (None: not known)."""
 
     objective: Objective
     value: float
+    interval: tuple[float, float] | None = None
 
     @property
     def holds(self) -> bool:
@@ -75,6 +76,26 @@ def usd(value: float) -> str:
     if value == 0 or abs(value) >= 0.995:
         return f"${value:,.2f}" if abs(value) < 999.5 else f"${value:,.0f}"
     return f"${value:#.3g}"
+
+
+def between(low: float, high: float, kind: str = "time") -> str:
+    """Return "0.287–0.874 s": an interval, the unit once where both ends have the same; "" where they are equal.
+
+    An end that is infinite reads "∞"; dollars per hour are "$2.76–4.14/h".
+    """
+    if low == high or math.isnan(low) or math.isnan(high):
+        return ""
+    if kind == "price":
+        return f"${low:,.2f}–{'∞' if math.isinf(high) else f'{high:,.2f}'}/h"
+    if kind == "usd":
+        return f"{usd(low)}–{usd(high).lstrip('$')}"
+    if math.isinf(high):
+        return f"{show(low, kind)}–∞"
+    first, second = show(low, kind), show(high, kind)
+    if first == second:
+        return ""
+    figure, _, unit = first.rpartition(" ")
+    return f"{figure if unit == second.rpartition(' ')[2] else first}–{second}"
 
 
 def percent(value: float) -> str:
@@ -114,6 +135,76 @@ def objective_value(objective: Objective, outcome: Outcome, summary: Mapping[str
     return outcome.quantile(objective.metric, objective.quantile)
 
 
+def latency_range(objective: Objective, plan: Plan) -> str:
+    """Return the interval of what a plan reaches where `objective` looks; "" where it is not known."""
+    if plan.doubt is None:
+        return ""
+    for name, q in QUANTILES.items():
+        if q == objective.quantile:
+            return between(*plan.doubt.interval(objective.metric, name))
+    return between(*plan.outcome.interval(objective.metric, objective.quantile))
+
+
+def intervals(outcome: Outcome, objectives: Sequence[Objective]) -> Mapping[str, Any]:
+    """Return `Outcome.intervals`, or nothing where none is known."""
+    return outcome.intervals(tuple(objectives)) if outcome.either is not None else {}
+
+
+def latency_interval(sure: Mapping[str, Any], metric: Metric, name: str) -> str:
+    """Return the interval of a latency at "p50", "p90" or "p99"; "" where none is known."""
+    return between(*sure[f"{metric}_s"][name]) if sure else ""
+
+
+def summary_interval(sure: Mapping[str, Any], key: str, kind: str) -> str:
+    """Return the interval of one figure of a summary; "" where none is known, or where it is certain (dollars and
+    rates: to a hundredth, which is what the last answers of a run take longer)."""
+    low, high = sure.get(key, (math.nan, math.nan))
+    return "" if kind in ("usd", "rate") and high <= 1.01 * low else between(low, high, kind)
+
+
+def kept_if_slow(outcome: Outcome, objectives: Sequence[Objective]) -> list[bool]:
+    """Return for every objective whether a run would keep it at the slow end of its interval."""
+    slow = outcome.ends[1]
+    return [slow.quantile(item.metric, item.quantile) <= item.limit_s for item in objectives]
+
+
+def range_of(plan: Plan, key: str, kind: str) -> str:
+    """Return the interval of a figure of a plan's summary; "" where it is not known, or certain."""
+    return summary_interval(plan.doubt.figures, key, kind) if plan.doubt is not None else ""
+
+
+def cost_range(plan: Plan) -> str:
+    """Return the interval of a plan's price; "" where it is not known, or certain."""
+    return between(plan.doubt.usd_low, plan.doubt.usd_high, "price") if plan.doubt is not None else ""
+
+
+def if_slow(plan: Plan) -> str:
+    """Return whether a plan holds at the slow end, and how slow that is: "holds +14 %"."""
+    if plan.doubt is None:
+        return ""
+    return f"{'holds' if plan.doubt.holds_slow else 'misses'} +{100 * plan.doubt.slower:.0f} %"
+
+
+def steady(result: PlanResult) -> str:
+    """Return in words which shown plan is the cheapest that holds even at the slow end; "" where none was asked."""
+    shown = [plan for plan in result.plans if plan.doubt is not None]
+    if not shown:
+        return ""
+    sure = next((plan for plan in shown if plan.doubt is not None and plan.doubt.holds_slow), None)
+    if sure is None:
+        return "No plan that is shown would hold at the slow end of its interval."
+    price = show(sure.usd_per_hour, "price")
+    return f"The cheapest shown plan that holds there too is #{sure.rank}, for {price}."
+
+
+def like(plan: Plan, most: int = 3) -> str:
+    """Return the ranks of the plans that a plan cannot be told apart from, the first `most` of them: "≈ #3 #5"."""
+    if plan.doubt is None or not plan.doubt.like:
+        return ""
+    ranks = [f"#{rank}" for rank in plan.doubt.like]
+    return " ".join(["≈", *ranks[:most], *(["…"] if len(ranks) > most else [])])
+
+
 def running(outcome: Outcome) -> float:
     """Return the mean number of sequences in the batch of a replica."""
     line = outcome.timeline
@@ -121,8 +212,14 @@ def running(outcome: Outcome) -> float:
 
 
 def bars(objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str, object]) -> list[Bar]:
-    """Return every objective with what the run reached."""
-    return [Bar(objective, objective_value(objective, outcome, summary)) for objective in objectives]
+    """Return every objective with what the run reached; with its interval where one is known."""
+    return [
+        Bar(
+            objective, objective_value(objective, outcome, summary),
+            outcome.interval(objective.metric, objective.quantile) if outcome.either is not None else None,
+        )
+        for objective in objectives
+    ]  # fmt: skip
 
 
 def describe(deployment: Deployment) -> str:

@@ -67,6 +67,7 @@ def plan_view(result: PlanResult) -> View:
         "scenario": as_yaml(_unplaced(result.scenario)),
         "facts": plan_facts(result),
         "figures": {},
+        "doubt": None,
     }
     if best:
         saving = text.gap(best, result.bound_usd_per_hour)
@@ -75,7 +76,9 @@ def plan_view(result: PlanResult) -> View:
             "saving": saving,
             "tiles": plan_tiles(best, saving),
             "figures": plan_figures(result),
-            "spread": spread_view(best.summary),
+            "spread": spread_view(best.summary, best.doubt.figures if best.doubt else {}),
+            "doubt": best.doubt,
+            "steady": text.steady(result),
         }
     return view
 
@@ -84,6 +87,7 @@ def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[
     """Return all that the page of a single run shows."""
     summary = outcome.summary(tuple(objectives))
     bars = text.bars(objectives, outcome, summary)
+    sure = text.intervals(outcome, objectives)
     label = text.describe(deployment)
     n, span = outcome.requests.n, text.figure(summary, "span_s")
     return {
@@ -97,9 +101,9 @@ def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[
         "unfinished": n - outcome.completed,
         "aborted": outcome.aborted,
         "usd_per_hour": outcome.usd_per_hour,
-        "tiles": outcome_tiles(outcome, summary, bool(objectives)),
+        "tiles": outcome_tiles(outcome, summary, sure, judged=bool(objectives)),
         "figures": run_figures(outcome, objectives),
-        "spread": spread_view(summary),
+        "spread": spread_view(summary, sure),
         "copies": [copy_view(label, deployment)],
         "facts": [
             ("Requests", text.whole(n)),
@@ -112,29 +116,44 @@ def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[
 
 def plan_tiles(plan: Plan, saving: float) -> list[tuple[str, str, str]]:
     """Return the figures a decision rests on: what, how much, and a word on it."""
-    summary = plan.summary
+    summary, sure = plan.summary, plan.doubt.figures if plan.doubt else {}
+    month = f"about {text.usd(HOURS_PER_MONTH * plan.usd_per_hour)} a month"
     return [
-        ("Cost", show(plan.usd_per_hour, "price"), f"about {text.usd(HOURS_PER_MONTH * plan.usd_per_hour)} a month"),
+        ("Cost", show(plan.usd_per_hour, "price"), _and(month, text.cost_range(plan))),
         ("Left to save", text.percent(saving), "at most, before the bound"),
-        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
-        ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
+        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")),
+         _and("per million, in and out", text.summary_interval(sure, "usd_per_million_tokens", "usd"))),
+        ("Energy", text.joules(text.figure(summary, "joules_per_token")),
+         _and("per output token", text.summary_interval(sure, "joules_per_token", "energy"))),
         ("Devices", text.whole(plan.devices), f"KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
-        ("In time", text.percent(text.figure(summary, "attainment")), "of requests, every limit kept"),
-    ]
+        ("In time", text.percent(text.figure(summary, "attainment")),
+         _and("of requests, every limit kept", text.summary_interval(sure, "attainment", "ratio"))),
+    ]  # fmt: skip
 
 
-def outcome_tiles(outcome: Outcome, summary: Mapping[str, object], judged: bool) -> list[tuple[str, str, str]]:
-    """Return the figures of a single run."""
+def outcome_tiles(
+    outcome: Outcome, summary: Mapping[str, object], sure: Mapping[str, Any], *, judged: bool
+) -> list[tuple[str, str, str]]:
+    """Return the figures of a single run; `sure` are their intervals, or nothing."""
     share = text.percent(text.figure(summary, "attainment"))
     return [
         ("Cost", show(outcome.usd_per_hour, "price"), f"{text.usd(text.figure(summary, 'usd'))} for this run"),
-        ("Throughput", show(text.figure(summary, "tokens_per_s"), "rate"), "output tokens"),
-        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")), "per million, in and out"),
-        ("Energy", text.joules(text.figure(summary, "joules_per_token")), "per output token"),
+        ("Throughput", show(text.figure(summary, "tokens_per_s"), "rate"),
+         _and("output tokens", text.summary_interval(sure, "tokens_per_s", "rate"))),
+        ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")),
+         _and("per million, in and out", text.summary_interval(sure, "usd_per_million_tokens", "usd"))),
+        ("Energy", text.joules(text.figure(summary, "joules_per_token")),
+         _and("per output token", text.summary_interval(sure, "joules_per_token", "energy"))),
         ("Running", f"{text.running(outcome):.3g}",
          f"sequences a replica on average, KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
-        ("In time" if judged else "Finished", share, "of requests" + (", every limit kept" if judged else "")),
+        ("In time" if judged else "Finished", share,
+         _and("of requests" + (", every limit kept" if judged else ""),
+              text.summary_interval(sure, "attainment", "ratio"))),
     ]  # fmt: skip
+
+
+def _and(words: str, interval: str) -> str:
+    return f"{words}; {interval}" if interval else words
 
 
 def table_view(result: PlanResult) -> View:
@@ -144,24 +163,36 @@ def table_view(result: PlanResult) -> View:
         limits.append(Objective("e2e", 0.99, float("inf")))
     rows = []
     for plan in result.plans[:ROWS]:
-        cost, energy = (text.figure(plan.summary, key) for key in ("usd_per_million_tokens", "joules_per_token"))
-        times = [text.objective_value(objective, plan.outcome, plan.summary) for objective in limits]
+        million, token = "usd_per_million_tokens", "joules_per_token"
+        cost, energy = (text.figure(plan.summary, key) for key in (million, token))
+        times = [
+            (text.objective_value(objective, plan.outcome, plan.summary), text.latency_range(objective, plan))
+            for objective in limits
+        ]
         use = text.figure(plan.summary, "peak_kv")
         above = plan.usd_per_hour / result.bound_usd_per_hour if result.bound_usd_per_hour > 0 else float("nan")
         rows.append({
             "rank": plan.rank, "label": plan.label, "frontier": plan.frontier,
             "cells": [
-                (plan.usd_per_hour, show(plan.usd_per_hour, "price")), (above, f"{above:.2f}"),
-                (plan.devices, text.whole(plan.devices)), *((time, text.seconds(time)) for time in times),
-                (cost, text.usd(cost)), (energy, text.joules(energy)), (use, text.percent(use)),
+                (plan.usd_per_hour, show(plan.usd_per_hour, "price"), text.cost_range(plan)),
+                (above, f"{above:.2f}", ""), (_slow_key(plan), text.if_slow(plan), text.like(plan)),
+                (plan.devices, text.whole(plan.devices), ""),
+                *((time, text.seconds(time), interval) for time, interval in times),
+                (cost, text.usd(cost), text.range_of(plan, million, "usd")),
+                (energy, text.joules(energy), text.range_of(plan, token, "energy")), (use, text.percent(use), ""),
             ],
         })  # fmt: skip
     return {
-        "heads": ["Cost", "×\u00a0bound", "Devices", *(objective.label for objective in limits), "Per M tokens",
-                  "Per token", "Peak KV"],
+        "heads": ["Cost", "×\u00a0bound", "If slow", "Devices", *(objective.label for objective in limits),
+                  "Per M tokens", "Per token", "Peak KV"],
         "rows": rows, "first": FIRST_ROWS, "left_out": len(result.plans) - len(rows),
         "bound": show(result.bound_usd_per_hour, "price"),
     }  # fmt: skip
+
+
+def _slow_key(plan: Plan) -> int:
+    """Return what the column "if slow" sorts by: what holds, what misses, what was not asked."""
+    return 2 if plan.doubt is None else 0 if plan.doubt.holds_slow else 1
 
 
 def rejection_view(result: PlanResult) -> list[View]:
@@ -195,11 +226,12 @@ def part_view(plans: Sequence[Plan], bound: float) -> View | None:
     return {"names": names, "rows": rows, "bound": bound / most}
 
 
-def spread_view(summary: Mapping[str, object]) -> list[View]:
-    """Return the quantiles of every latency, for readers who want the figure rather than the curve."""
+def spread_view(summary: Mapping[str, object], sure: Mapping[str, Any]) -> list[View]:
+    """Return the quantiles of every latency with their intervals, for readers who want the figure, not the curve."""
     return [
         {"name": text.METRIC_NAMES[metric][0], "what": text.METRIC_NAMES[metric][1],
-         "values": [text.seconds(text.latency(summary, metric, name)) for name in QUANTILES]}
+         "values": [(text.seconds(text.latency(summary, metric, name)), text.latency_interval(sure, metric, name))
+                    for name in QUANTILES]}
         for metric in text.METRICS
     ]  # fmt: skip
 
