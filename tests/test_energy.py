@@ -381,6 +381,17 @@ def test_models_left_out_are_predicted() -> None:
 
 @pytest.mark.data
 @needs_data
+def test_intervals_cover_four_fifths_of_what_was_left_out() -> None:
+    groups = module.measured(DATA)
+    ratio = np.concatenate([1.0 / (1.0 + errors) for errors in module.left_out(groups)])
+    low, high = spread(device("a100-sxm-80gb"))
+    assert 0.75 <= float(np.mean((ratio >= low) & (ratio <= high))) <= 0.85
+    low, high = spread(device("h100-sxm"))
+    assert float(np.mean((ratio >= low) & (ratio <= high))) > 0.9
+
+
+@pytest.mark.data
+@needs_data
 def test_fewer_runs_are_pulled_further_to_what_is_published() -> None:
     groups = module.measured(DATA)
     every = fitted(groups, published())
