@@ -15,6 +15,8 @@ from sonde.techniques.layer import Stage
 
 #: of a stage with less than this share of its time left, nothing is left
 ROUNDING = 1e-12
+#: layers that are run through event by event
+SHOWN = 8
 
 
 class Order(NamedTuple):
@@ -74,13 +76,15 @@ def timeline(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, lay
 
 
 def makespan(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, layers: int) -> float:
-    """Return the seconds of `layers` equal layers: the first ones as they run, the rest at the pace that they reach."""
-    shown = min(layers, 8)
+    """Return the seconds of `layers` equal layers: eight as they run, those between them at the pace of the middle.
+
+    The first ones fill the device and the last one leaves it; from the second to the sixth all are alike.
+    """
+    shown = min(layers, SHOWN)
     ends = [0.0] * shown
     for span in timeline(nanos, order, device, shown):
         ends[span.layer] = max(ends[span.layer], span.end)
-    pace = (ends[-1] - ends[shown // 2 - 1]) / (shown - shown // 2) if shown > 1 else 0.0
-    return ends[-1] + (layers - shown) * pace
+    return ends[-1] + ((layers - shown) * (ends[5] - ends[1]) / 4.0 if layers > shown else 0.0)
 
 
 def _queues(nanos: Sequence[Sequence[Stage]], order: Order, layers: int) -> dict[str, list[tuple[int, int, int]]]:
