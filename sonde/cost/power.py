@@ -38,7 +38,22 @@ def spent(shard: Shard, operator: Operator) -> Spent:
     joules = activity_joules(shard, operator, took.seconds)
     if shard.replica.power_cap is None or operator.kind == "engine":
         return Spent(took.seconds, joules)
-    return _capped(shard, took, joules, _on_chip(shard, operator))
+    clock, pause, drawn = _throttled(shard, took, joules, _on_chip(shard, operator))
+    return Spent(_slowed(took, clock, pause).seconds, drawn)
+
+
+def held(shard: Shard, operator: Operator) -> Bound:
+    """Return the seconds of `operator` by cause, as `bound` does, under the replica's cap on power if it has one."""
+    took = bound(shard, operator)
+    if shard.replica.power_cap is None or operator.kind == "engine":
+        return took
+    joules = activity_joules(shard, operator, took.seconds)
+    clock, pause, _ = _throttled(shard, took, joules, _on_chip(shard, operator))
+    return _slowed(took, clock, pause)
+
+
+def _slowed(took: Bound, clock: Floats, pause: Floats) -> Bound:
+    return took._replace(compute=took.compute / clock, other=took.other + pause)
 
 
 def activity_joules(shard: Shard, operator: Operator, seconds: Floats) -> Floats:
@@ -77,8 +92,11 @@ def _on_chip(shard: Shard, operator: Operator) -> Floats:
     return np.asarray(chip / np.where(whole > 0.0, whole, 1.0), dtype=np.float64)
 
 
-def _capped(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> Spent:
-    """Return what work at the fastest clock takes and draws that keeps it to the cap."""
+def _throttled(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return the clock that keeps work to the cap, the pauses where the slowest does not (s), and its joules.
+
+    took, joules   of the work at the fastest clock;  on_chip: the share of its joules that follows the voltage
+    """
     idle = shard.device.idle_w
     room = power_cap_w(shard.device, shard.replica) - idle
     power, static = shard.efficiencies.power, _static_w(shard) - idle
@@ -92,13 +110,12 @@ def _capped(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> Spent
     fast = np.ones(joules.shape)
     seconds, drawn = at(fast)
     slow = np.where(drawn <= room * seconds * (1.0 + 1e-12), fast, power.slowest)
-    if (slow == fast).all():
-        return Spent(took.seconds, drawn + (idle - running_w(shard)) * seconds)
-    for _ in range(_HALVINGS):
-        middle = (slow + fast) / 2.0
-        seconds, drawn = at(middle)
-        held = drawn <= room * seconds
-        slow, fast = np.where(held, middle, slow), np.where(held, fast, middle)
-    seconds, drawn = at(slow)
-    seconds = np.maximum(seconds, drawn / room)  # it pauses where even the slowest clock draws too much
-    return Spent(seconds, drawn + (idle - running_w(shard)) * seconds)
+    if not (slow == fast).all():
+        for _ in range(_HALVINGS):
+            middle = (slow + fast) / 2.0
+            seconds, drawn = at(middle)
+            fits = drawn <= room * seconds
+            slow, fast = np.where(fits, middle, slow), np.where(fits, fast, middle)
+        seconds, drawn = at(slow)
+    pause = np.maximum(drawn / room * (1.0 - 1e-12) - seconds, 0.0)
+    return slow, pause, drawn + (idle - running_w(shard)) * (seconds + pause)
