@@ -418,3 +418,13 @@ def test_the_technique_caps_the_replicas_of_its_pools() -> None:
     assert under.table.energy.linear[2048] < fleet(load(deployment(None)))[0][0].table.energy.linear[2048]
     with pytest.raises(InputError, match="power_cap"):
         fleet(arranged(load(deployment(None) | {"techniques": [{"power-cap": {"cap": "5 %"}}]})))
+
+
+def test_what_a_step_waits_for_is_told_under_the_cap() -> None:
+    replica = Replica(model="llama-3.1-8b", device="h100-sxm", batching=Batching(max_batch=32))
+    under = replica.model_copy(update={"power_cap": "20 %"})
+    free, slow = (explain(LLAMA_8B, H100, one, 192, 0) for one in (replica, under))
+    names = [row.operator for row in free if row.bound == "memory"]
+    assert {row.bound for row in slow if row.operator in names} >= {"compute"}  # a slower clock, the same bandwidth
+    for one, two in zip(free, slow, strict=True):
+        assert two.seconds >= one.seconds

@@ -18,8 +18,8 @@ from sonde.cost.operators import (
     table_window,
     token_operators,
 )
-from sonde.cost.power import running_w, spent
-from sonde.cost.roofline import Bound, Operator, bound
+from sonde.cost.power import held, running_w, spent
+from sonde.cost.roofline import Bound, Operator
 from sonde.cost.served import served
 from sonde.cost.shard import Shard, shard
 from sonde.deployment.tree import Replica
@@ -129,7 +129,7 @@ def _row(part: Shard, operator: Operator, time: float, work: float) -> Row:
     return Row(
         operator.name,
         seconds,
-        _cause(operator, bound(part, operator)),
+        _cause(operator, held(part, operator)),
         float(np.ravel(operator.flops)[0]) * operator.layers * work,
         float(np.ravel(operator.bytes)[0]) * operator.layers * work,
         joules,

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.cost.operators import batch_operators, pair_operators, read_operators, title, token_operators
-from sonde.cost.roofline import Operator, bound
+from sonde.cost.power import held
+from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard, kernels
 
 #: the stages of a layer in order, and what each waits for
@@ -63,7 +64,7 @@ def stages(part: Shard, point: Point) -> list[Stage]:
     seconds, moving = dict.fromkeys(STAGES, 0.0), dict.fromkeys(STAGES, 0.0)
     for operator, times in _operators(part, point):
         stage = _stage(part, operator, rows)
-        spent = bound(part, operator)
+        spent = held(part, operator)
         seconds[stage] += float(np.ravel(spent.seconds)[0]) * times
         moving[stage] += float(np.ravel(spent.memory)[0]) * times
     found: list[Stage] = []

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field, model_validator
 
-from sonde.cost.power import running_w
-from sonde.cost.roofline import Floats, Operator, bound
+from sonde.cost.power import held, running_w
+from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 from sonde.cost.table import Coefficients, Engine
 from sonde.deployment.tree import refuse
@@ -62,7 +62,7 @@ def engine(engine: Engine, part: Shard, padding: Padding) -> Engine:
 def repacking(part: Shard, tokens: Floats) -> Floats:
     """Return the seconds that packing and padding again take for so many tokens in all layers; none for none."""
     moved = 4.0 * tokens * part.model.hidden * part.activation_bytes  # read and written, twice
-    found = bound(part, Operator("repacking", "elementwise", part.model.layers, bytes=moved, launches=2)).seconds
+    found = held(part, Operator("repacking", "elementwise", part.model.layers, bytes=moved, launches=2)).seconds
     found[tokens == 0] = 0.0
     return found
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from sonde.cost.operators import batch_operators, read_operators, table_window, title, token_operators
-from sonde.cost.power import running_w, spent
-from sonde.cost.roofline import Floats, Operator, bound, together
+from sonde.cost.power import held, running_w, spent
+from sonde.cost.roofline import Floats, Operator, together
 from sonde.cost.shard import Shard
 from sonde.cost.table import Coefficients, Engine
 from sonde.errors import InputError
@@ -141,7 +141,7 @@ def streams(part: Shard, operators: list[Operator], size: int, share: float | No
 def _stream(part: Shard, operators: list[Operator], size: int, cores: float) -> Stream:
     total = Stream(np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size))
     for operator in operators:
-        took = bound(part, operator)
+        took = held(part, operator)
         compute = took.compute / cores
         seconds = together(compute, took.memory, took.blend) + took.other
         total = total.plus(Stream(seconds, took.compute, took.memory, spent(part, operator).joules))
