@@ -35,7 +35,9 @@ def as_clients_see(outcome: Outcome, fleet: Sequence[tuple[Engine, int]]) -> Out
     terms = np.repeat(np.array(clients, dtype=np.float64), [count for _, count in fleet], axis=0)
     terms = np.vstack([terms, np.zeros(terms.shape[1])])  # the last row is that of requests that no replica took
     held = terms[outcome.replica]
-    polls = np.where(_present(outcome)[outcome.replica] >= BUSY, held[:, 3], held[:, 2])
+    polls = held[:, 2]
+    if any(client.polls != client.polls_busy for client in clients):
+        polls = np.where(_present(outcome)[outcome.replica] >= BUSY, held[:, 3], polls)
     wait = held[:, 0] + held[:, 1] * outcome.requests.prompt_tokens + polls * _token_s(outcome)
     return replace(outcome, first_token_s=outcome.first_token_s + wait, finish_s=outcome.finish_s + wait)
 
