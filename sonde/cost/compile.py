@@ -91,7 +91,7 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     last = max(min(MOST_TOKENS, max(LEAST_TOKENS, part.replica.batching.token_budget, most)), int(asked[-1]))
     micro = np.arange(-(-last // stages) + 1, dtype=np.float64)
     linear = [_spread(values, last, stages) for values in summed(part, token_operators(part, micro), len(micro))]
-    spread = linear[0]
+    spread, work = linear
     if part.sequence_parallel:
         gathered = summed(part, gather_operators(part, micro), len(micro))
         linear = [a + _spread(b, last, stages) for a, b in zip(linear, gathered, strict=True)]
@@ -104,7 +104,7 @@ def _tables(part: Shard) -> tuple[Coefficients, Coefficients]:
     decode = [a + b for a, b in zip(summed(part, batch_operators(part, mine, batch), most + 1), _head(part, mine),
                                     strict=True)]  # fmt: skip
     decode[0] += spread[asked] - linear[0][: most + 1]
-    decode[1] += linear[1][asked] - linear[1][: most + 1]
+    decode[1] += work[asked] - linear[1][: most + 1]
     for table in decode:
         table[0] = 0.0
 

@@ -1,7 +1,8 @@
 """Two microbatches: while one is in attention, the other is at its experts, and a layer takes the longer of the two.
 
-A step of two halves takes, over L layers, 2·slot + min(A, E)/L where A and E are the attention and the expert stream of
-one half over all layers, and the slot is what neither stream nor the device as a whole can undercut:
+A step of two halves takes, over L layers, (2 - 1/L)·slot + (A + E)/L where A and E are the attention and the expert
+stream of one half over all layers (the first attention and the last experts have nothing beside them), and the slot is
+what neither stream nor the device as a whole can undercut:
 
     slot = max(A, E, all arithmetic of both, all memory traffic of both)
 
@@ -115,12 +116,12 @@ def saving(part: Shard, halves: Halves, contexts: Floats) -> Floats:
 
 
 def overlapped(attention: Stream, experts: Stream, layers: int, share: float | None) -> Floats:
-    """Return the seconds of two halves of which each has these streams: 2·slot + min/layers."""
+    """Return the seconds of two halves of which each has these streams."""
     slot = np.maximum(attention.seconds, experts.seconds)
     slot = np.maximum(slot, attention.memory + experts.memory)
     if share is None:
         slot = np.maximum(slot, attention.compute + experts.compute)
-    found: Floats = 2.0 * slot + np.minimum(attention.seconds, experts.seconds) / layers
+    found: Floats = (2.0 - 1.0 / layers) * slot + (attention.seconds + experts.seconds) / layers
     return found
 
 
