@@ -111,7 +111,8 @@ def busiest(placement: Placement, tokens: Floats) -> Floats:
     variances = np.array([sum(share * (1.0 - share) for share in rank) for rank in placement.shares])
     most = float(tokens.max(initial=1.0))
     if placement.ranks == 1 or variances.max() <= 0.0:
-        return tokens * means.max()
+        alone: Floats = tokens * means.max()
+        return alone
     grid = np.geomspace(1.0, max(most, 2.0), _GRID)
     strength = np.sqrt(2.0 * math.log(placement.ranks) / (grid * variances.max()))[:, None] * _STRENGTHS
     spread = grid[:, None, None] * variances * (strength**2)[:, :, None] / 2.0
@@ -121,7 +122,8 @@ def busiest(placement: Placement, tokens: Floats) -> Floats:
     excess = (total / strength).min(axis=1) / np.sqrt(grid)
     found = np.interp(np.log(np.maximum(tokens, 1.0)), np.log(grid), excess)
     all_of_them = tokens * np.array([len(rank) for rank in placement.shares]).max()
-    return np.minimum(tokens * means.max() + np.sqrt(tokens) * found, all_of_them)
+    load: Floats = np.minimum(tokens * means.max() + np.sqrt(tokens) * found, all_of_them)
+    return load
 
 
 def fullest(placement: Placement, tokens: Floats) -> Floats:
