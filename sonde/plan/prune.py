@@ -11,7 +11,7 @@ from sonde.cost.table import Engine, KvMemory
 from sonde.metrics import Metric, Objective
 from sonde.plan.explain import Failure
 from sonde.plan.rates import alone, step_floor
-from sonde.plan.work import allowed_misses, work
+from sonde.plan.work import Work, allowed_misses, work
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -56,6 +56,7 @@ def _too_long(engine: Engine, trace: Requests, objectives: Sequence[Objective]) 
 def _too_slow(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> Failure | None:
     demand = work(trace, engine.table.window)
     first, gap = alone(step_floor(engine), demand)
+    first = first + _waits(engine, demand, gap)
     floors: dict[Metric, Floats] = {"ttft": first, "tpot": gap, "e2e": first + gap * demand.decode}
     for item in objectives:
         if item.metric == "itl":
@@ -74,6 +75,12 @@ def _too_slow(engine: Engine, trace: Requests, objectives: Sequence[Objective]) 
             )
             return Failure(item.metric, reason, float(values[at]) / item.limit_s)
     return None
+
+
+def _waits(engine: Engine, demand: Work, gap: Floats) -> Floats:
+    """Return the least that clients wait for beside the engine: a request's polls last at least `gap` each."""
+    client = engine.client
+    return client.request_s + client.token_s * demand.prompt + min(client.polls, client.polls_busy) * gap
 
 
 def _alone_text(metric: Metric, trace: Requests, row: int) -> str:
