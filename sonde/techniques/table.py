@@ -25,6 +25,7 @@ TECHNIQUES: dict[str, str] = {
     "w4a4": "w4a4",
     "w2a8kv4": "w2a8kv4",
     "pruning": "pruning",
+    "fused-layers": "fused_layers",
     "two-microbatches": "two_microbatches",
     "multi-token-prediction": "multi_token_prediction",
     "speculative-decoding": "speculative_decoding",
