@@ -84,8 +84,13 @@ class Block(nn.Module):
             k, v = cache.keys[run, :, :end][None], cache.values[run, :, :end][None]
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=t > 1)
         x = x + self.out(mixed.transpose(1, 2).reshape(b, t, hidden))
-        gate, up = self.up(self.norms[1](x)).chunk(2, dim=-1)
-        y: Tensor = x + self.down(functional.silu(gate) * up)
+        y: Tensor = x + self.feed(self.norms[1](x))
+        return y
+
+    def feed(self, x: Tensor) -> Tensor:
+        """Return what the gated feed-forward makes of x [b, t, hidden]."""
+        gate, up = self.up(x).chunk(2, dim=-1)
+        y: Tensor = self.down(functional.silu(gate) * up)
         return y
 
 
