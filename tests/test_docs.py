@@ -28,7 +28,7 @@ def page(name: str) -> str:
 def test_every_verb_of_the_product_is_there() -> None:
     assert list(VERBS) == [
         "sonde plan", "sonde simulate", "sonde trace describe", "sonde trace fit", "sonde trace generate",
-        "sonde show", "sonde require", "sonde validate",
+        "sonde show", "sonde require", "sonde coe", "sonde validate",
         "sonde calibrate fit", "sonde calibrate judge", "sonde calibrate machine",
         "sonde papers", "sonde reproduce", "sonde bench",
     ]  # fmt: skip

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -172,3 +175,31 @@ def test_fusion_needs_memory_on_the_chip():
     replica = Replica(model=LLAMA, device="h100-sxm")
     with pytest.raises(InputError, match="on the chip"):
         compiled(model(LLAMA), device("h100-sxm"), replica, chosen(["fused-layers"]))
+
+
+def test_the_verb_says_what_nodes_make_of_experts(sonde_cli):
+    rows = sonde_cli("coe", LLAMA, "--experts", "60", "--popularity", "zipf(0.8)", "--json").json()
+    assert [row["node"] for row in rows] == node_names()
+    asked = Question(LLAMA, 60, 0.8)
+    assert rows[1]["miss_rate"] == compose(asked, node("dgx-a100")).miss_rate
+    assert set(rows[0]) == set(compose(asked, node("sn40l-node"))._asdict())
+    text = (Path(__file__).parents[1] / "docs" / "json.md").read_text(encoding="utf-8")
+    section = text.partition("## `sonde coe --json`")[2].partition("\n## ")[0]
+    assert set(rows[0]) <= set(re.findall(r"`(\w+)`", section))
+    shown = sonde_cli("coe", LLAMA, "--node", "dgx-h100", "--rate", "2/s", "--one-link")
+    assert shown.code == 0
+    assert "dgx-h100" in shown.out
+    assert "sn40l" not in shown.out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--popularity", "even"], ["--popularity", "zipf(-1)"], ["--experts", "0"], ["--node", "dgx"],
+        ["--rate", "fast"], ["--prompt", "0"],
+    ],
+)  # fmt: skip
+def test_the_verb_refuses_in_words(words, sonde_cli):
+    ended = sonde_cli("coe", LLAMA, *words)
+    assert ended.code == 2
+    assert "Traceback" not in ended.err

@@ -14,6 +14,7 @@ import click
 from sonde import __version__
 from sonde.cli.bench import bench
 from sonde.cli.calibrate import calibrate
+from sonde.cli.coe import coe
 from sonde.cli.papers import papers, reproduce
 from sonde.cli.plan import plan
 from sonde.cli.require import require
@@ -36,7 +37,7 @@ def commands(debug: bool) -> None:
     del debug  # read by `main`, which handles the errors
 
 
-for verb in (plan, simulate, trace, show, require, validate, calibrate, papers, reproduce, bench):
+for verb in (plan, simulate, trace, show, require, coe, validate, calibrate, papers, reproduce, bench):
     commands.add_command(verb)
 
 
