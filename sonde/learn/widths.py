@@ -10,7 +10,8 @@ import torch
 
 from sonde.learn.decoder import MATRICES, Decoder
 from sonde.learn.numbers import narrowed, number, widened
-from sonde.learn.study import SMALL, judged, trained
+from sonde.learn.pupil import LEAN, pupil
+from sonde.learn.study import judged
 
 
 class Held(NamedTuple):
@@ -35,7 +36,7 @@ def held_in(model: Decoder, name: str, group: int = 32) -> tuple[Decoder, int]:
 
 def widths(seed: int, steps: int, names: Iterable[str]) -> dict[str, Held]:
     """Return what every type of number costs a decoder that was trained for `steps`."""
-    model = trained(SMALL, seed, steps)
+    model = pupil(LEAN, seed, steps)
     before = judged(model)
     count = sum(getattr(block, matrix).weight.numel() for block in model.blocks for matrix in MATRICES)
     found = {}
