@@ -133,6 +133,7 @@ def test_what_cannot_be_is_refused(use, path):
     assert caught.value.path == path
 
 
-def test_two_budgets_are_refused_with_why():
+@pytest.mark.parametrize("other", ["chunked-prefill", "speculative-decoding", "multi-token-prediction"])
+def test_what_it_cannot_stand_beside_is_refused_with_why(other):
     with pytest.raises(InputError, match="cannot stand beside"):
-        chosen(["chunked-prefill", {"token-budget": {"tbt": 0.1}}])
+        chosen([other, {"token-budget": {"tbt": 0.1}}])

@@ -19,6 +19,8 @@ from sonde.errors import CannotError, InputError
 from sonde.techniques.technique import Parameters, Technique
 from sonde.units import parse, show
 
+GUESSED = "steps that yield several tokens at once are counted token by token, so that gaps look too short"
+
 
 def _seconds(value: object) -> object:
     """Return seconds for a time in words, such as "200 ms", and anything else as it is."""
@@ -121,7 +123,11 @@ TECHNIQUE = Technique(
     title="the most tokens a step that the time between tokens allows, found from the step table",
     source="Agrawal et al., Sarathi-Serve, OSDI 2024, arXiv 2403.02310, section 4.3",
     parameters=Budget,
-    cannot={"chunked-prefill": "it is chunked prefill already, with a budget of its own"},
+    cannot={
+        "chunked-prefill": "it is chunked prefill already, with a budget of its own",
+        "speculative-decoding": GUESSED,
+        "multi-token-prediction": GUESSED,
+    },
     replica=replica,
     engine=engine,
 )
