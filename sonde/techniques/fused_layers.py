@@ -65,6 +65,10 @@ TECHNIQUE = Technique(
     title="every layer as one kernel: intermediates stay on the chip",
     source="Prabhakar et al., SambaNova SN40L, MICRO 2024, arXiv 2405.07518",
     parameters=Fused,
+    cannot={
+        "nano-batches": "a layer that is one kernel has no operators left to overlap",
+        "two-microbatches": "a layer that is one kernel has no operators left to overlap",
+    },
     shard=shard,
     operators=operators,
 )
