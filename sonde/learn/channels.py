@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sonde.learn.decoder import MATRICES, Decoder, batch
-from sonde.learn.study import one_thread, texts
+from sonde.learn.pupil import BROAD, pupil
+from sonde.learn.sinks import Kept, losses
+from sonde.learn.study import judged, one_thread, texts
 
 BLOCK = 16
 #: a channel is an outlier if it reaches so many times the median channel's largest number
@@ -156,3 +158,38 @@ def _coded(x: Tensor, top: Tensor, *, by_token: bool = False) -> tuple[Tensor, T
     most = x.abs().amax((-2, -1), keepdim=True) if by_token else x.abs().amax(-1, keepdim=True)
     scales = (most.clamp_min(1e-8) / top).expand(*x.shape[:-1], 1)
     return torch.round(x / scales), scales
+
+
+class Tried(NamedTuple):
+    """One decoder in whole numbers: nats that each way adds, shares of work in 4 bits, and what must not change.
+
+    moved   largest change of a logit by the permutation, over the largest logit
+    exact   share of checked sums that are those of 32-bit integers
+    """
+
+    added: dict[str, float]
+    four: float
+    four_before: float
+    blocks: dict[int, int]
+    moved: float
+    exact: float
+
+
+def tried(seed: int, steps: int, outliers: tuple[int, ...]) -> Tried:
+    """Return what becomes of a decoder with trained outlier channels under every way to hold its numbers."""
+    plain = pupil(BROAD, seed, steps, outliers)
+    found = peaks(plain)
+    sorted_ = permuted(plain, found)
+    gathered = mixed(sorted_, peaks(sorted_))
+    before = mixed(plain, found)
+    ways = {"naive": naive(plain), "eight": eight_bits(plain), "unsorted": before, "mixed": gathered}
+    base = judged(plain)
+    added = {name: judged(way.model) - base for name, way in ways.items()}
+    whole = float(losses(plain, 128, Kept()).mean())
+    for bits in (4, 8):
+        added[f"kv{bits}"] = float(losses(plain, 128, Kept(None, bits)).mean()) - whole
+    rows = batch(texts()[1], 4, 96, torch.Generator().manual_seed(3))[:, :-1]
+    with torch.no_grad():
+        one, two = plain(rows), sorted_(rows)
+    moved = float((one - two).abs().max() / one.abs().max())
+    return Tried(added, gathered.four, before.four, gathered.blocks, moved, gathered.exact())
