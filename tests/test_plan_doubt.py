@@ -153,3 +153,29 @@ def test_stock_that_other_parts_use_is_not_there_twice() -> None:
     assert own.slow == math.inf
     assert own.fast == own.usd
     assert both(tight, ((item, 1),))[0].completed == traffic.requests.n
+
+
+def test_python_says_it_too(result: PlanResult) -> None:
+    said, first = repr(result), result.kinds[0]
+    assert first.doubt is not None
+    assert f"80 %: ${first.doubt.usd_low:,.2f} to" in said
+    rows = result.rows()
+    assert rows[first.rank - 1]["usd_per_hour_low"] == first.doubt.usd_low
+    assert rows[first.rank - 1]["holds_if_slow"] == first.doubt.holds_slow
+    assert [row["usd_per_hour_high"] for row in rows].count(None) == len(rows) - 3
+    assert result.to_polars().height == len(rows)
+    plain = first.to_json()
+    assert plain["interval"]["usd_per_hour"] == [first.doubt.usd_low, first.doubt.usd_high]
+    assert plain["like"] == list(first.doubt.like)
+    assert "interval" not in next(plan for plan in result.plans if plan.doubt is None).to_json()
+
+
+def test_an_end_that_is_interrupted_keeps_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sonde.plan.planner.doubted", stop)
+    found = sonde.plan(SCENARIO)
+    assert found.interrupted
+    assert found.plans
+    assert all(plan.doubt is None for plan in found.plans)

@@ -399,3 +399,20 @@ def test_the_page_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResul
 )  # fmt: skip
 def test_intervals_in_words(low: float, high: float, kind: str, expected: str) -> None:
     assert text.between(low, high, kind) == expected
+
+
+def test_the_page_of_a_run_says_how_sure_it_is(tmp_path: Path) -> None:
+    outcome = draw_outcome(draw_requests(300))
+    deployment = draw_result(1).plans[0].deployment
+    page = write_outcome_page(outcome, deployment, OBJECTIVES, tmp_path / "plain.html").read_text(encoding="utf-8")
+    fast, slow = draw_outcome(draw_requests(300), slow=0.5), draw_outcome(draw_requests(300), slow=2.0)
+    sure = replace(outcome, either=lambda: (fast, slow))
+    told = write_outcome_page(sure, deployment, OBJECTIVES, tmp_path / "sure.html").read_text(encoding="utf-8")
+    low, high = sure.interval("ttft", 0.99)
+    assert low < outcome.quantile("ttft", 0.99) < high
+    assert text.between(low, high) in Outline(told).words
+    assert text.between(low, high) not in Outline(page).words
+    console = Console(width=120, record=True, file=StringIO())
+    console.print(tables.outcome_table(sure, OBJECTIVES))
+    assert text.between(low, high) in console.export_text(clear=False)
+    assert "if slow" in console.export_text()

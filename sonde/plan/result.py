@@ -231,7 +231,9 @@ def _html_row(tag: str, cells: list[str]) -> str:
 def _flat(plan: Plan) -> dict[str, object]:
     row: dict[str, object] = {
         "rank": plan.rank, "label": plan.label, "devices": plan.devices, "usd_per_hour": plan.usd_per_hour,
-        "frontier": plan.frontier,
+        "frontier": plan.frontier, "usd_per_hour_low": plan.doubt.usd_low if plan.doubt else None,
+        "usd_per_hour_high": plan.doubt.usd_high if plan.doubt else None,
+        "holds_if_slow": plan.doubt.holds_slow if plan.doubt else None,
     }  # fmt: skip
     for name, value in plan.summary.items():
         if isinstance(value, Mapping):
@@ -245,7 +247,11 @@ def _line(plan: Plan, objectives: tuple[Objective, ...]) -> str:
     reached = ", ".join(f"{item.label} {show(_reached(plan, item), 'time')}" for item in objectives)
     joules = float(str(plan.summary["joules_per_token"]))
     head = f"{'*' if plan.frontier else ' '}{plan.rank:>3}  ${plan.usd_per_hour:,.2f}/h"
-    return f"{head}  {plan.label}: {reached}, {joules:.2f} J/token"
+    sure = ""
+    if plan.doubt is not None:
+        high = f"${plan.doubt.usd_high:,.2f}" if math.isfinite(plan.doubt.usd_high) else "nothing that holds"
+        sure = f"; 80 %: ${plan.doubt.usd_low:,.2f} to {high}, {'holds' if plan.doubt.holds_slow else 'misses'} if slow"
+    return f"{head}  {plan.label}: {reached}, {joules:.2f} J/token{sure}"
 
 
 def _reached(plan: Plan, item: Objective) -> float:
