@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.catalogue.devices import device, device_names
-from sonde.catalogue.engines import BUSY, serving_engine
+from sonde.catalogue.engines import BUSY, effects, serving_engine
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
 from sonde.cost.served import default_engine, engine_name, served
@@ -94,7 +94,8 @@ def compiled(name: str, engine: str | None, **more: object) -> Engine:
 
 
 def test_a_replica_has_the_terms_of_its_engine():
-    constants = serving_engine("sglang", "", "hopper")
+    made = effects("hopper", "bf16", "llama-3.1-8b", "h100-sxm")
+    constants = serving_engine("sglang", "", "hopper").waiting(made)
     engine = compiled("h100-sxm", "sglang")
     assert engine.client == Client(constants.ttft_s * constants.ttft_factor, constants.ttft_token_s,
                                    constants.polls(1, 1), constants.polls(BUSY, 1))  # fmt: skip

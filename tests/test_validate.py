@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sonde.catalogue.engines import CLASSES, effects, engine_names, serving_engine, spread
+from sonde.catalogue.engines import CLASSES, effects, engine_names, release, series, serving_engine, spread
 from sonde.cli import main
 from sonde.errors import InputError
 from sonde.validate.predict import Prediction, predict
@@ -208,6 +208,44 @@ def test_a_row_of_a_new_pair_has_the_wider_interval(tmp_path: Path) -> None:
 
 def test_effects_of_what_is_unknown_are_none() -> None:
     assert set(effects("", "", "", "").values()) == {1.0}
+
+
+def test_a_release_is_not_one_whose_number_begins_alike() -> None:
+    known = serving_engine("sglang", "0.5.1", "hopper")
+    assert serving_engine("sglang", "0.5.1.post2", "hopper") == known
+    assert serving_engine("sglang", "0.5.17", "hopper") == serving_engine("sglang", "", "hopper") != known
+    assert [release(version) for version in ("1.2.0rc2.post2", "nightly-5b8c", "")] == [
+        "1.2.0rc2",
+        "nightly",
+        "unknown",
+    ]
+
+
+def test_effects_of_a_series_belong_to_it_alone() -> None:
+    asked = ("hopper", "fp8", "deepseek-v3", "h200-sxm")
+    named = series("sglang", "0.5.9.post1", "deepseek-v3", "h200-sxm")
+    assert effects(*asked, named)["gemm"] < 0.9 * effects(*asked)["gemm"]
+    assert effects(*asked, series("sglang", "9.9", "deepseek-v3", "h200-sxm")) == effects(*asked)
+    assert series("sglang", "", "deepseek-v3", "h200-sxm") == ""
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "precision", "cache"),
+    [("vllm", "h100_sxm", "fp8", "bf16"), ("sglang", "h200_sxm", "fp8", "bf16"), ("trtllm", "h100_sxm", "fp8", "fp8"),
+     ("vllm", "b200_sxm", "fp8", "fp8"), ("vllm", "b200_sxm", "", "bf16")],
+)  # fmt: skip
+def test_caches_are_as_wide_as_engines_keep_them(
+    tmp_path: Path, backend: str, name: str, precision: str, cache: str
+) -> None:
+    assert setting(one(tmp_path, backend=backend, system=name, gemm_quant_mode=precision)).replica.kv_cache == cache
+
+
+def test_a_deployment_of_replicas_has_room_for_caches_where_experts_are_spread(tmp_path: Path) -> None:
+    few = {"model": "deepseek-ai/DeepSeek-R1", "system": "gb200", "gemm_quant_mode": "nvfp4", "osl": 1024}
+    rack = predicted(tmp_path, tp_size=32, concurrency=2048, isl=8192, **few)
+    assert "read as 8 replicas of 4" in rack.note
+    assert rack.ttft_ms < 20e3  # 256 sequences a replica fit: none waits for another to end
+    assert "not" not in predicted(tmp_path, tp_size=4, **few).note
 
 
 @pytest.mark.data

@@ -17,7 +17,7 @@ from sonde.cost.served import kernels, served
 from sonde.validate.constants import fitted, write
 from sonde.validate.cross import ANY, cross_validate, curve_of, folds, intervals, levelled, measured, pair_of
 from sonde.validate.features import COMPONENTS, Features, features
-from sonde.validate.fit import design, model_times, solve
+from sonde.validate.fit import design, model_times, series_of, solve
 from sonde.validate.open_loop import compare, read_run, replay
 from sonde.validate.predict import simulated
 from sonde.validate.rows import read_rows
@@ -76,6 +76,22 @@ def test_constants_that_made_the_times_are_found_again(found: Features) -> None:
     assert np.median(np.abs(again[1] / ttft - 1)) < 0.05
     same = solve(found, plan, np.arange(len(tpot)), np.stack([tpot, ttft], axis=1))
     assert theta.tobytes() == same.tobytes()
+
+
+def test_what_belongs_to_a_series_is_fitted_last(found: Features) -> None:
+    plan = design(found)
+    tpot, ttft, _, _ = model_times(found, plan, plan.mean)
+    target, rows = np.stack([tpot, ttft], axis=1), np.arange(len(tpot))
+    names = np.array([series_of(chosen) for chosen in found.settings])
+    odd = names == names[0]
+    target[odd] *= 0.6
+    early = ~plan.late
+    alone = plan._replace(spread=np.where(plan.late, 1e-6, plan.spread))
+    with_series, without = solve(found, plan, rows, target), solve(found, alone, rows, target)
+    assert with_series[early] == pytest.approx(without[early], abs=1e-9)
+    assert with_series[plan.names.index(f"series/{names[0]}/all")] < np.log(0.8)
+    far = [np.abs(model_times(found, plan, theta)[0] / target[:, 0] - 1)[odd].max() for theta in (with_series, without)]
+    assert far[0] < 0.5 * far[1]
 
 
 def test_one_wild_row_does_not_move_the_fit(found: Features) -> None:

@@ -2,9 +2,10 @@
 how much longer than measured alone their kernels take when they serve.
 
 `data/engines.csv` has one row per (engine, version, family of devices, attribute). A version is a prefix, such as
-"0.19"; the row that says most wins. `data/effects.csv` holds factors on the time of classes of operators, by family
-of devices, precision, model or system: all that fit are multiplied. `data/spreads.csv` says how far predictions are
-off, and `data/pairs.csv` which pairs of device and model these constants were fitted on.
+"0.19"; the row that says most wins. `data/effects.csv` holds factors on the time of classes of operators and on waits,
+by family of devices, precision, model, system, or series of measurements: all that fit are multiplied.
+`data/spreads.csv` says how far predictions are off, and `data/pairs.csv` which pairs of device and model these
+constants were fitted on.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ WORDS = ("batching",)
 CLASSES = ("gemm", "experts", "attention-prefill", "attention-decode", "elementwise", "collective")
 
 #: what an effect may belong to
-SCOPES = ("family", "precision", "model", "system")
+SCOPES = ("family", "precision", "model", "system", "series")
+
+#: what an effect may stretch besides classes of operators and all of them: `ttft_s`, and steps until it is seen
+WAITS = ("ttft", "poll")
 
 #: what stands in the place of a version that nobody wrote down
 UNKNOWN_VERSION = "unknown"
@@ -87,6 +91,12 @@ class ServingEngine:
         )
         return replace(reached, engine=overhead, factors=factors)
 
+    def waiting(self, effects: Mapping[str, float]) -> ServingEngine:
+        """Return these constants with requests that wait as much longer as `effects` says."""
+        return replace(
+            self, ttft_factor=self.ttft_factor * effects["ttft"], poll_factor=self.poll_factor * effects["poll"]
+        )
+
     def polls(self, clients: int, ranks: int) -> float:
         """Return the steps that a request waits until the scheduler sees it."""
         steps = self.poll_steps_busy if clients >= BUSY else self.poll_steps
@@ -126,7 +136,7 @@ def serving_engine(name: str, version: str = "", family: str = "") -> ServingEng
         raise unknown("engine", name, engine_names(), "engine")
     best: dict[str, tuple[int, int, str]] = {}
     for row in _rows():
-        if row["engine"] == name and version.startswith(row["version"]) and row["family"] in ("", family):
+        if row["engine"] == name and _within(version, row["version"]) and row["family"] in ("", family):
             found = (len(row["version"]), len(row["family"]), row["value"])
             if found[:2] >= best.get(row["attribute"], (-1, -1, ""))[:2]:
                 best[row["attribute"]] = found
@@ -141,14 +151,33 @@ def serving_engine(name: str, version: str = "", family: str = "") -> ServingEng
     return ServingEngine(name, **values)  # type: ignore[arg-type]
 
 
+def _within(version: str, prefix: str) -> bool:
+    """Return whether a version is `prefix` or a part of it: 0.5.10 is no part of 0.5.1."""
+    return version.startswith(prefix) and not (prefix[-1:].isdigit() and version[len(prefix) :][:1].isdigit())
+
+
+def release(version: str) -> str:
+    """Return the release that a version belongs to, without what is rebuilt of it; "unknown" where there is none."""
+    return version.split(".post")[0].split("-")[0] or UNKNOWN_VERSION
+
+
+def series(engine: str, version: str, model: str, device: str) -> str:
+    """Return the name of the series of measurements of a model on a device under a release (no version: none)."""
+    return "/".join((engine, release(version), model, device)) if version else ""
+
+
 @cache
-def effects(family: str, precision: str, model: str, system: str) -> Mapping[str, float]:
-    """Return factors on the time of classes of operators ("engine": on what the engine adds), all scopes multiplied."""
-    found = dict.fromkeys((*CLASSES, "engine"), 1.0)
-    wanted = dict(zip(SCOPES, (family, precision, model, system), strict=True))
+def effects(family: str, precision: str, model: str, system: str, series: str = "") -> Mapping[str, float]:
+    """Return factors on the time of classes of operators and on `WAITS`, all scopes multiplied.
+
+    "engine" is the factor on what the engine adds to a step. Those of a `series` hold what the rest leaves of its
+    measurements: a release's kernels for that model and device, or speculative decoding that nobody wrote down.
+    """
+    found = dict.fromkeys((*CLASSES, "engine", *WAITS), 1.0)
+    wanted = dict(zip(SCOPES, (family, precision, model, system, series), strict=True))
     for row in _effect_rows():
         if wanted[row["scope"]] == row["name"]:
-            for kind in found if row["operator"] == "all" else (row["operator"],):
+            for kind in (*CLASSES, "engine") if row["operator"] == "all" else (row["operator"],):
                 found[kind] *= float(row["factor"])
     return found
 
@@ -171,8 +200,8 @@ def _effect_rows() -> tuple[dict[str, str], ...]:
     for where, row in read(table("effects.csv"), "effects.csv", EFFECTS):
         if row["scope"] not in SCOPES:
             raise unknown(f"{where} scope", row["scope"], SCOPES, "scope")
-        if row["operator"] not in (*CLASSES, "all"):
-            raise unknown(f"{where} operator", row["operator"], (*CLASSES, "all"), "class of operators")
+        if row["operator"] not in (*CLASSES, *WAITS, "all"):
+            raise unknown(f"{where} operator", row["operator"], (*CLASSES, *WAITS, "all"), "class of operators")
         _check_source(where, row)
         rows.append(row)
     return tuple(rows)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sonde.catalogue.curves import family
 from sonde.catalogue.device import Device
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies, engines
-from sonde.catalogue.engines import BUSY, ServingEngine, effects, serving_engine, spread
+from sonde.catalogue.engines import BUSY, ServingEngine, effects, series, serving_engine, spread
 from sonde.catalogue.power import spread as power_spread
 from sonde.cost.table import Client, Doubt
 from sonde.deployment.tree import Replica
@@ -29,7 +29,8 @@ def served(
     if engine == "generic":
         return efficiencies(device)
     made = family(device.name)
-    more = effects(made, replica.weights, replica.model, device.name)
+    measured = series(engine, version, replica.model, device.name)
+    more = effects(made, replica.weights, replica.model, device.name, measured)
     alone = kernels(device, engine, block=block or block_scaled(replica.model))
     return serving_engine(engine, version, made).under(alone, more)
 
@@ -61,7 +62,9 @@ def client_of(device: Device, replica: Replica) -> Client:
     name = engine_name(device, replica)
     if name == "generic":
         return Client()
-    return client(serving_engine(name, "", family(device.name)), replica.data_parallel)
+    made = family(device.name)
+    more = effects(made, replica.weights, replica.model, device.name)
+    return client(serving_engine(name, "", made).waiting(more), replica.data_parallel)
 
 
 def doubt_of(device: Device, replica: Replica, model: str) -> Doubt:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sonde.catalogue.engines import CLASSES, COLUMNS, EFFECTS, PAIRS, SPREADS
+from sonde.catalogue.engines import CLASSES, COLUMNS, EFFECTS, PAIRS, SCOPES, SPREADS
 from sonde.errors import InputError
 from sonde.validate.cross import cross_validate, levelled, measured
 from sonde.validate.features import OVERHEADS, Features, features
@@ -84,9 +84,10 @@ def engine_lines(values: Mapping[str, float], engine: str) -> Iterator[tuple[str
 def effect_lines(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, float]]:
     """Yield (scope, name, operator, factor) of what is not an engine's."""
     for label, value in values.items():
-        scope, name, *rest = label.split("/")
-        if scope in ("family", "precision", "model", "system"):
-            yield scope, name, rest[0], value
+        scope, _, rest = label.partition("/")
+        name, _, operator = rest.rpartition("/")
+        if scope in SCOPES and not (scope == "series" and f"{value:.3f}" == "1.000"):
+            yield scope, name, operator, value
 
 
 def write(found: Features, folder: Path) -> None:

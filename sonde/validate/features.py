@@ -28,7 +28,7 @@ from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, SondeError
 from sonde.validate.predict import FULLER, simulated
 from sonde.validate.rows import Row
-from sonde.validate.setting import Setting, setting
+from sonde.validate.setting import Setting, roomier, setting
 
 Floats = NDArray[np.float64]
 
@@ -85,9 +85,10 @@ def _engines(chosen: Setting) -> tuple[Engine, ...]:
     for fraction in (chosen.replica.memory_fraction, *FULLER):
         larger = max(fraction, chosen.replica.memory_fraction)
         try:
-            return _compiled(
+            engines = _compiled(
                 chosen.replica.model_copy(update={"memory_fraction": larger}), chosen.row.engine, chosen.block_scaled
             )
+            return tuple(roomier(chosen, engine) for engine in engines)
         except CannotError as error:
             why = error
     raise why

@@ -3,7 +3,8 @@
 Mean TTFT and TPOT of a row are sums of components (`features`), each times the product of a few factors. Logarithms
 of all factors are fitted at once: soft-L1 loss on the logarithm of predicted over measured, TTFT at a lower weight
 since it repeats worse, and a normal prior on every parameter, so that an engine or a model with few rows borrows
-from the rest. Gauss-Newton with reweighting from the prior's mean; no random numbers.
+from the rest. What belongs to one series of measurements alone is fitted last, with all else held, so that it takes
+only what physics leaves. Gauss-Newton with reweighting from the prior's mean; no random numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.catalogue.curves import family
-from sonde.catalogue.engines import BUSY, CLASSES, UNKNOWN_VERSION
+from sonde.catalogue.engines import BUSY, CLASSES, UNKNOWN_VERSION, release, series
 from sonde.validate.features import COMPONENTS, OVERHEADS, Features
 from sonde.validate.setting import Setting
 
@@ -27,8 +28,8 @@ _OVERHEADS = {"step": (5e-4, 1.0), "layer": (5e-6, 1.0), "sequence": (2e-6, 1.0)
 _WAITS = {"ttft": (0.03, 1.0), "ttft_token": (1e-5, 1.0), "poll": (2.0, 1.0)}
 #: standard deviations of the logarithms of factors, by what they belong to
 SPREADS: Mapping[str, float] = {
-    "all": 0.4, "engine": 0.15, "family": 0.3, "precision": 0.10, "model experts": 0.0, "model": 0.1, "system": 0.0,
-    "version": 1.0,
+    "all": 0.4, "engine": 0.25, "family": 0.3, "precision": 0.10, "model experts": 0.0, "model": 0.07, "system": 0.0,
+    "version": 1.0, "model wait": 0.6, "series": 0.5, "series wait": 1.0,
 }  # fmt: skip
 
 TTFT_WEIGHT, SOFT, PRIOR_WEIGHT, ROUNDS = 0.4, 0.1, 0.1, 30
@@ -45,6 +46,11 @@ class Design(NamedTuple):
     mean: Floats
     spread: Floats
     slots: NDArray[np.int64]
+
+    @property
+    def late(self) -> NDArray[np.bool_]:
+        """Return which parameters are fitted last: those of one series of measurements."""
+        return np.array([name.startswith("series/") for name in self.names], dtype=np.bool_)
 
 
 def design(found: Features, spreads: Mapping[str, float] = SPREADS) -> Design:
@@ -63,6 +69,7 @@ def design(found: Features, spreads: Mapping[str, float] = SPREADS) -> Design:
         everywhere = [
             factor("model", f"model/{chosen.model.name}/all"),
             factor("system", f"system/{chosen.device.name}/all"),
+            factor("series", f"series/{series_of(chosen)}/all"),
         ]
         row = []
         for kind in CLASSES:
@@ -77,12 +84,12 @@ def design(found: Features, spreads: Mapping[str, float] = SPREADS) -> Design:
             row.append([parameter(f"engine/{engine}/{name}_s", np.log(typical), spread), -1, -1, -1, -1, *everywhere])
         for name, (typical, spread) in _WAITS.items():
             label = f"poll/{regime(chosen)}" if name == "poll" else f"engine/{engine}/{name}_s"
-            own = (
-                factor("version", f"version/{engine}/{release(chosen.row.version)}/{name}")
-                if name != "ttft_token"
-                else -1
-            )
-            row.append([parameter(label, np.log(typical), spread), own] + [-1] * 5)
+            waits = [-1] * 3 if name == "ttft_token" else [
+                factor("version", f"version/{engine}/{release(chosen.row.version)}/{name}"),
+                factor("model wait", f"model/{chosen.model.name}/{name}"),
+                factor("series wait", f"series/{series_of(chosen)}/{name}"),
+            ]  # fmt: skip
+            row.append([parameter(label, np.log(typical), spread), *waits] + [-1] * 4)
         rows.append(row)
     slots = np.array(rows, dtype=np.int64)
     slots[slots < 0] = len(known)
@@ -90,9 +97,9 @@ def design(found: Features, spreads: Mapping[str, float] = SPREADS) -> Design:
     return Design(tuple(known), mean, np.array([spread for _, _, spread in known.values()]), slots)
 
 
-def release(version: str) -> str:
-    """Return the release that a version belongs to, without what is rebuilt of it; "unknown" where there is none."""
-    return version.split(".post")[0].split("-")[0] or UNKNOWN_VERSION
+def series_of(chosen: Setting) -> str:
+    """Return the series of measurements that a row belongs to."""
+    return series(chosen.engine.name, chosen.row.version or UNKNOWN_VERSION, chosen.model.name, chosen.device.name)
 
 
 def regime(chosen: Setting) -> str:
@@ -139,18 +146,27 @@ def solve(found: Features, plan: Design, rows: NDArray[np.int64], measured: Floa
     )  # fmt: skip
     here = plan._replace(slots=plan.slots[rows])
     target = np.log(measured[rows])
-    theta, damping = plan.mean.copy(), 1e-3
-    best = _loss(part, here, theta, target)
+    theta = plan.mean.copy()
+    for active in (~plan.late, plan.late):
+        if active.any():
+            theta = _descend(part, here, theta, target, active)
+    return theta
+
+
+def _descend(part: Features, here: Design, theta: Floats, target: Floats, active: NDArray[np.bool_]) -> Floats:
+    """Return `theta` with its `active` parameters at the least loss that Gauss-Newton finds."""
+    damping, best = 1e-3, _loss(part, here, theta, target)
+    pull = PRIOR_WEIGHT / here.spread[active] ** 2
     for _ in range(ROUNDS):
         tpot, ttft, slope_tpot, slope_ttft = model_times(part, here, theta)
         residual = np.concatenate([np.log(tpot) - target[:, 0], TTFT_WEIGHT * (np.log(ttft) - target[:, 1])])
-        slope = np.vstack([slope_tpot, TTFT_WEIGHT * slope_ttft])
+        slope = np.vstack([slope_tpot, TTFT_WEIGHT * slope_ttft])[:, active]
         robust = 1.0 / np.sqrt(1.0 + (residual / SOFT) ** 2)
-        pull = PRIOR_WEIGHT / plan.spread**2
         left = (slope * robust[:, None]).T @ slope
-        right = -(slope * robust[:, None]).T @ residual - pull * (theta - plan.mean)
+        right = -(slope * robust[:, None]).T @ residual - pull * (theta - here.mean)[active]
         for _ in range(12):
-            step = np.linalg.solve(left + np.diag(pull + damping * (np.diag(left) + pull)), right)
+            step = np.zeros(len(theta))
+            step[active] = np.linalg.solve(left + np.diag(pull + damping * (np.diag(left) + pull)), right)
             tried = _loss(part, here, theta + step, target)
             if tried <= best:
                 break

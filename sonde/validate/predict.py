@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.catalogue.devices import device
-from sonde.catalogue.engines import spread
+from sonde.catalogue.engines import UNKNOWN_VERSION, spread
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_replica
 from sonde.cost.served import client, served
@@ -20,7 +20,7 @@ from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, SondeError
 from sonde.sim.engine import run
 from sonde.validate.rows import Fault, Row
-from sonde.validate.setting import Setting, lengths, setting
+from sonde.validate.setting import Setting, lengths, roomier, setting
 
 #: shares of device memory tried in turn where weights leave no room for caches
 FULLER = (0.95, 0.98, 1.0)
@@ -81,7 +81,7 @@ def _one(entry: Row | Fault) -> Prediction | Fault:
 
 def compiled(chosen: Setting) -> tuple[Engine, str]:
     """Return the engine of a setting, and what was changed so that it fits. Raises CannotError where nothing does."""
-    replica, version = chosen.replica, chosen.row.version
+    replica, version = chosen.replica, chosen.row.version or UNKNOWN_VERSION
     for fraction in (replica.memory_fraction, *FULLER):
         tried = replica.model_copy(update={"memory_fraction": max(fraction, replica.memory_fraction)})
         try:
@@ -89,7 +89,9 @@ def compiled(chosen: Setting) -> tuple[Engine, str]:
         except CannotError as error:
             why = error
             continue
-        return engine, "" if tried == replica else f"fits at {tried.memory_fraction:.0%} of device memory only"
+        return roomier(
+            chosen, engine
+        ), "" if tried == replica else f"fits at {tried.memory_fraction:.0%} of device memory only"
     raise why
 
 

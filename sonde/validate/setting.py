@@ -7,12 +7,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sonde.catalogue.curves import family
-from sonde.catalogue.device import Device
+from sonde.catalogue.device import PRECISION_BYTES, Device
 from sonde.catalogue.devices import device, device_names
-from sonde.catalogue.engines import UNKNOWN_VERSION, ServingEngine, engine_names, serving_engine
+from sonde.catalogue.engines import UNKNOWN_VERSION, ServingEngine, effects, engine_names, series, serving_engine
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.cost.served import block_scaled
+from sonde.cost.table import Engine
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError, unknown
 from sonde.validate.rows import Row
@@ -33,6 +34,10 @@ PRECISIONS = {
 #: benchmarks of these nominal lengths draw each length evenly from 0.8 to 1 of the nominal one; others keep to it
 DRAWN_LENGTHS = (1024, 8192)
 SHORTEST = 0.8
+
+#: engines that keep the cache of 8-bit weights in 16 bits on Hopper, as they do unless told otherwise. On Blackwell
+#: their published settings ask for 8 bits, and so TensorRT-LLM's checkpoints do everywhere.
+WIDE_CACHE = ("vllm", "sglang")
 
 #: devices that one engine's tensor ranks span at most, and those of a tray of a rack
 NODE, TRAY = 8, 4
@@ -62,9 +67,13 @@ def setting(row: Row) -> Setting:
     if row.engine not in engine_names():
         raise unknown("backend", row.engine, engine_names(), "engine")
     found, hardware = model(row.model), system(row.system)
-    engine = serving_engine(row.engine, row.version or UNKNOWN_VERSION, family(hardware.name))
-    weights, activations, cache = _precisions(row, found)
-    tensor, data, expert, replicas, note = _parallelism(row, found)
+    version, made = row.version or UNKNOWN_VERSION, family(hardware.name)
+    weights, activations, cache = _precisions(row, found, made)
+    measured = series(row.engine, version, found.name, hardware.name)
+    engine = serving_engine(row.engine, version, made).waiting(
+        effects(made, weights, found.name, hardware.name, measured)
+    )
+    tensor, data, expert, replicas, note = _parallelism(row, found, hardware)
     batching = Batching(policy=engine.batching, max_batch=int(engine.max_batch), token_budget=int(engine.token_budget))
     replica = Replica.model_validate(
         {
@@ -100,13 +109,23 @@ def lengths(row: Row, seed: int = 0) -> Requests:
     return requests(np.zeros(n), prompt, output)
 
 
-def _precisions(row: Row, found: Model) -> tuple[str, str, str]:
+def roomier(chosen: Setting, engine: Engine) -> Engine:
+    """Return the engine of one replica of a whole deployment, whose experts are spread over the devices of all."""
+    experts = sum(ff.layers * ff.experts * sum(m.parameters for m in ff.expert_matrices)
+                  for ff in chosen.model.feedforwards)  # fmt: skip
+    elsewhere = experts * PRECISION_BYTES[chosen.replica.weights] * (1.0 - 1.0 / chosen.replicas)
+    held = engine.memory.capacity_bytes + int(elsewhere)
+    return engine._replace(memory=engine.memory._replace(capacity_bytes=held))
+
+
+def _precisions(row: Row, found: Model, made: str) -> tuple[str, str, str]:
     if found.name.startswith("gpt-oss"):  # published in MXFP4 alone, whatever a table says
         return PRECISIONS["mxfp4"]
     for column, name in (("precision", row.precision), ("moe_quant_mode", row.experts_precision)):
         if name not in PRECISIONS:
             raise unknown(column, name, PRECISIONS, "precision")
-    return PRECISIONS[row.precision]
+    weights, activations, cache = PRECISIONS[row.precision]
+    return weights, activations, "bf16" if row.engine in WIDE_CACHE and made == "hopper" else cache
 
 
 def _block_scaled(row: Row, found: Model) -> bool:
@@ -114,19 +133,20 @@ def _block_scaled(row: Row, found: Model) -> bool:
     return "block" in row.precision + row.experts_precision or block_scaled(found.name)
 
 
-def _parallelism(row: Row, found: Model) -> tuple[int, int, int, int, str]:
+def _parallelism(row: Row, found: Model, hardware: Device) -> tuple[int, int, int, int, str]:
     """Return tensor, data and expert parallelism, replicas, and what was read otherwise than it stands.
 
-    More tensor ranks than a node of 8 that do not divide the heads of a mixture of experts are several replicas:
-    tables of rack-scale systems give the devices of a whole deployment. A dense model's data ranks share nothing.
+    More tensor ranks than 8 of a mixture of experts are several replicas in a rack, or where they do not divide its
+    heads: tables of rack-scale systems give the devices of a whole deployment. A dense model's ranks share nothing.
     """
     heads = min((mixer.heads for mixer in found.mixers if mixer.kind != "indexer"), default=1)
     if not any(ff.experts for ff in found.feedforwards):
         return row.tensor, 1, 1, row.data, ""
-    if row.data == 1 and row.tensor > NODE and heads % row.tensor:
+    rack = hardware.node_devices > NODE
+    if row.data == 1 and row.tensor > NODE and (rack or heads % row.tensor):
         ranks = max(size for size in range(1, TRAY + 1) if row.tensor % size == 0 and heads % size == 0)
         count = row.tensor // ranks
-        note = f"{row.tensor} ranks do not divide {heads} heads: read as {count} replicas of {ranks}"
+        note = f"{row.tensor} ranks for {heads} heads: read as {count} replicas of {ranks}"
         return ranks, 1, ranks, count, note
     if row.tensor * row.data % row.expert:
         raise InputError("moe_ep_size", row.expert, f"must divide tensor × data ranks = {row.tensor * row.data}")
