@@ -22,9 +22,13 @@ _GRID, _STRENGTHS = 96, 2.0 ** np.arange(-5.0, 5.5, 0.5)
 
 @dataclass(frozen=True)
 class Placement:
-    """Copies of experts on ranks: for each rank, the share of all tokens that meet each of its copies (0 to 1)."""
+    """Copies of experts on ranks: for each rank, the share of all tokens that meet each of its copies (0 to 1).
+
+    experts   which experts those are copies of, in the same order
+    """
 
     shares: tuple[tuple[float, ...], ...]
+    experts: tuple[tuple[int, ...], ...] = ()
 
     @property
     def ranks(self) -> int:
@@ -40,6 +44,12 @@ class Placement:
     def means(self) -> Floats:
         """Return, by rank, the (token, expert) pairs that one token brings on average."""
         return np.array([sum(rank) for rank in self.shares])
+
+    def under(self, shares: Floats) -> Placement:
+        """Return the same copies on the same ranks where experts are met by other shares of tokens."""
+        counts = np.bincount([expert for rank in self.experts for expert in rank], minlength=len(shares))
+        each = shares / np.maximum(counts, 1)
+        return Placement(tuple(tuple(float(each[expert]) for expert in rank) for rank in self.experts), self.experts)
 
     @property
     def imbalance(self) -> float:
@@ -86,17 +96,17 @@ def placed(shares: Floats, ranks: int, redundant: int = 0, *, balanced: bool = T
     A rank has room for ⌈copies/ranks⌉; the tokens of an expert are spread evenly over its copies.
     """
     counts = copies(shares, redundant)
-    slots = np.repeat(shares / counts, counts)
+    slots = np.repeat(np.arange(len(shares)), counts)
+    each = shares / counts
     room = math.ceil(len(slots) / ranks)
-    if not balanced:
-        return Placement(tuple(tuple(slots[rank * room : (rank + 1) * room].tolist()) for rank in range(ranks)))
-    held: list[list[float]] = [[] for _ in range(ranks)]
-    loads = np.zeros(ranks)
-    for share in np.sort(slots)[::-1].tolist():
-        rank = int(np.argmin(loads))
-        held[rank].append(share)
-        loads[rank] = loads[rank] + share if len(held[rank]) < room else math.inf
-    return Placement(tuple(map(tuple, held)))
+    held: list[list[int]] = [slots[rank * room : (rank + 1) * room].tolist() for rank in range(ranks)]
+    if balanced:
+        held, loads = [[] for _ in range(ranks)], np.zeros(ranks)
+        for expert in slots[np.argsort(-each[slots], kind="stable")].tolist():
+            rank = int(np.argmin(loads))
+            held[rank].append(expert)
+            loads[rank] = loads[rank] + each[expert] if len(held[rank]) < room else math.inf
+    return Placement((), tuple(map(tuple, held))).under(shares)
 
 
 def busiest(placement: Placement, tokens: Floats) -> Floats:

@@ -23,6 +23,7 @@ class Places(Parameters):
     zipf        loads fall with an expert's rank as rank^-zipf; 0: all are met alike
     loads       file of measured loads in place of that, one number a line, in the order of the experts
     seed        which expert has which rank of `zipf`
+    planned     file of the loads that the placement was made for, where they are not those that are served
     redundant   copies beside the first of each expert, in all, given to those whose copies are busiest
     balanced    the busiest copy first to the rank of least load; else in order, as they are numbered
     """
@@ -30,6 +31,7 @@ class Places(Parameters):
     zipf: float = Field(default=0.0, ge=0, le=4)
     loads: Line | None = None
     seed: int = Field(default=0, ge=0)
+    planned: Line | None = None
     redundant: int = Field(default=0, ge=0, le=65_536)
     balanced: bool = True
 
@@ -52,8 +54,12 @@ def shard(part: Shard, places: Places) -> Shard:
             f"{PATH}.redundant", places.redundant, f"must be at most {forward.experts * (ranks - 1)}",
             "every rank would hold every expert already",
         )  # fmt: skip
-    shares = popularity(_loads(places, forward), forward.top_k)
-    return replace(part, placement=placed(shares, ranks, places.redundant, balanced=places.balanced))
+    shares = popularity(_loads(places, places.loads, forward), forward.top_k)
+    planned = shares
+    if places.planned is not None:
+        planned = popularity(_loads(places, places.planned, forward), forward.top_k)
+    stand = placed(planned, ranks, places.redundant, balanced=places.balanced)
+    return replace(part, placement=stand.under(shares))
 
 
 def mixture(part: Shard, path: str) -> FeedForward:
@@ -66,12 +72,12 @@ def mixture(part: Shard, path: str) -> FeedForward:
     return found[0]
 
 
-def _loads(places: Places, forward: FeedForward) -> Floats | list[float]:
-    if places.loads is None:
+def _loads(places: Places, path: str | None, forward: FeedForward) -> Floats | list[float]:
+    if path is None:
         return zipf(forward.experts, places.zipf, places.seed)
-    found = read_loads(places.loads)
+    found = read_loads(path)
     if len(found) != forward.experts:
-        raise InputError(f"{PATH}.loads", places.loads, f"must hold {forward.experts} loads, and holds {len(found)}")
+        raise InputError(f"{PATH}.loads", path, f"must hold {forward.experts} loads, and holds {len(found)}")
     return found
 
 

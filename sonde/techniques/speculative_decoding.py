@@ -10,6 +10,7 @@ from pydantic import Field
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_shard
 from sonde.cost.memory import weight_bytes
+from sonde.cost.served import served
 from sonde.cost.shard import Shard
 from sonde.cost.shard import shard as cut
 from sonde.cost.table import Coefficients, Engine
@@ -92,7 +93,7 @@ def _draft(part: Shard, draft: Draft, name: str) -> Engine:
             "expert_parallel": 1,
         }
     )  # fmt: skip
-    found = cut(model(name), part.device, replica, part.efficiencies)
+    found = cut(model(name), part.device, replica, served(part.device, replica))
     engine = compile_shard(found)
     return engine._replace(memory=engine.memory._replace(capacity_bytes=int(weight_bytes(found))))
 
