@@ -18,7 +18,7 @@ from sonde.validate.constants import fitted, write
 from sonde.validate.cross import ANY, cross_validate, curve_of, folds, intervals, levelled, measured, pair_of
 from sonde.validate.features import COMPONENTS, Features, features
 from sonde.validate.fit import design, model_times, series_of, solve
-from sonde.validate.open_loop import compare, read_run, replay
+from sonde.validate.open_loop import compare, read_run, replay, replay_ends
 from sonde.validate.predict import simulated
 from sonde.validate.rows import read_rows
 
@@ -186,7 +186,10 @@ def test_open_loop_runs_are_predicted(gpu: str, tmp_path: Path) -> None:
     if not folder.exists():
         pytest.skip("the measurements are not beside the project")
     measured_run = read_run(folder)
-    assert all(abs(part.error) < 0.15 for part in compare(measured_run, replay(measured_run)))
+    found = compare(measured_run, replay(measured_run), replay_ends(measured_run))
+    assert all(abs(part.error) < 0.15 for part in found)
+    assert all(part.lo_ms < part.predicted_ms < part.hi_ms for part in found)
+    assert all(part.lo_ms < part.measured_ms < part.hi_ms for part in found)
     assert main(["validate", str(folder), "--out", str(tmp_path / "out.csv"), "--json"]) == 0
     assert len((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()) == 301
 

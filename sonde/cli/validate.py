@@ -122,12 +122,12 @@ def print_groups(groups: dict[str, dict[str, dict[str, Errors]]]) -> None:
 
 
 def _open_loop(path: Path, out: Path | None, as_json: bool) -> None:
-    from sonde.validate.open_loop import compare, read_run, replay
+    from sonde.validate.open_loop import compare, read_run, replay, replay_ends
     from sonde.validate.write import write_requests
 
     measured = read_run(path)
     predicted = replay(measured)
-    found = compare(measured, predicted)
+    found = compare(measured, predicted, replay_ends(measured))
     if out is not None:
         write_requests(out, measured.ids, predicted)
     if as_json:
@@ -136,7 +136,7 @@ def _open_loop(path: Path, out: Path | None, as_json: bool) -> None:
     click.echo(f"{measured.requests.n:,} requests of {measured.model.name} on {measured.device.name}")
     lines = [
         [f"{part.statistic} {part.metric.upper()}", f"{part.measured_ms:,.1f}", f"{part.predicted_ms:,.1f}",
-         f"{100 * part.error:+.1f}"]
+         f"{100 * part.error:+.1f}", f"{part.lo_ms:,.1f}", f"{part.hi_ms:,.1f}"]
         for part in found
     ]  # fmt: skip
-    table("", ["", "measured ms", "predicted ms", "error %"], lines)
+    table("", ["", "measured ms", "predicted ms", "error %", "80 % from", "to"], lines)

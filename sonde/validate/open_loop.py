@@ -19,6 +19,8 @@ from sonde.cost.served import served
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import CannotError, InputError
+from sonde.metrics import Outcome
+from sonde.sim.ends import run_at
 from sonde.sim.engine import run
 from sonde.validate.setting import system
 from sonde.workload.requests import Requests, requests
@@ -43,14 +45,23 @@ class Measured(NamedTuple):
     model: Model
 
 
+#: TTFT, TPOT and end to end (s) of every request
+Times = tuple[Floats, Floats, Floats]
+
+
 class Compared(NamedTuple):
-    """One figure, measured and predicted, in ms; `error` is the signed share of what was measured."""
+    """One figure, measured and predicted, in ms; `error` is the signed share of what was measured.
+
+    lo_ms, hi_ms   ends of the 80 % interval of the prediction (NaN: not asked for)
+    """
 
     metric: str
     statistic: str
     measured_ms: float
     predicted_ms: float
     error: float
+    lo_ms: float = math.nan
+    hi_ms: float = math.nan
 
 
 def read_run(folder: Path) -> Measured:
@@ -76,14 +87,24 @@ def read_run(folder: Path) -> Measured:
     )  # fmt: skip
 
 
-def replay(measured: Measured) -> tuple[Floats, Floats, Floats]:
+def replay(measured: Measured) -> Times:
     """Return predicted TTFT, TPOT and end to end (s) of every request, from the catalogue and the run's settings."""
     return times(measured, vllm(measured))
 
 
-def times(measured: Measured, engine: Engine) -> tuple[Floats, Floats, Floats]:
+def replay_ends(measured: Measured) -> tuple[Times, Times]:
+    """Return the same at the fast and at the slow end of the 80 % interval."""
+    engine = vllm(measured)
+    fast, slow = (_served(run_at(measured.requests, [(engine, 1)], slow=end)) for end in (False, True))
+    return fast, slow
+
+
+def times(measured: Measured, engine: Engine) -> Times:
     """Return what `engine` does with the arrivals of a run: TTFT, TPOT and end to end (s) of every request."""
-    outcome = run(measured.requests, [(engine, 1)])
+    return _served(run(measured.requests, [(engine, 1)]))
+
+
+def _served(outcome: Outcome) -> Times:
     if not np.isfinite(outcome.finish_s).all():
         raise CannotError("requests of this run do not fit the memory left for caches")
     return outcome.ttft_s, outcome.tpot_s, outcome.e2e_s
@@ -119,14 +140,16 @@ def vllm(measured: Measured) -> Engine:
     return engine._replace(memory=memory._replace(capacity_bytes=held))
 
 
-def compare(measured: Measured, predicted: tuple[Floats, Floats, Floats]) -> list[Compared]:
-    """Return mean and p90 of TTFT, TPOT and end to end, measured beside predicted."""
+def compare(measured: Measured, predicted: Times, ends: tuple[Times, Times] | None = None) -> list[Compared]:
+    """Return mean and p90 of TTFT, TPOT and end to end, measured beside predicted; `ends` as `replay_ends` has them."""
     found = []
-    for metric, values in zip(METRICS, predicted, strict=True):
+    for i, metric in enumerate(METRICS):
         real: Floats = getattr(measured, f"{metric}_s")
         for statistic, take in (("mean", np.mean), ("p90", lambda column: np.quantile(column, 0.9))):
-            a, b = 1e3 * float(take(real)), 1e3 * float(take(values))
-            found.append(Compared(metric, statistic, a, b, b / a - 1.0))
+            a, b = 1e3 * float(take(real)), 1e3 * float(take(predicted[i]))
+            there = [1e3 * float(take(end[i])) for end in ends] if ends else []
+            span = (min(b, *there), max(b, *there)) if there else ()
+            found.append(Compared(metric, statistic, a, b, b / a - 1.0, *span))
     return found
 
 
