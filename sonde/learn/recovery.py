@@ -15,8 +15,9 @@ from torch.nn import functional
 
 from sonde.learn.decoder import MATRICES, Decoder
 from sonde.learn.numbers import narrowed, number, widened
-from sonde.learn.pupil import fit
-from sonde.learn.sinks import rounded
+from sonde.learn.pupil import LEAN, fit, pupil
+from sonde.learn.sinks import Kept, Reach, by_length, losses, rounded
+from sonde.learn.study import judged
 
 GROUP, RANK = 64, 8
 
@@ -99,3 +100,40 @@ def _stored(weights: Tensor, kept: Tensor, squeeze: Squeeze) -> tuple[Tensor, fl
     found = torch.zeros_like(weights)
     found[places] = torch.from_numpy(widened(held)).flatten()
     return found, float(held.nbytes) + index
+
+
+class Narrowed(NamedTuple):
+    """One decoder, narrower: shares of its loss that each way adds, bytes a weight, and losses by length.
+
+    near, far               at the length it learnt from and at a longer one, of the same last bytes: all attended to
+    near_ends, far_ends     the same, of attention that ends
+    """
+
+    added: dict[str, float]
+    weight_bytes: dict[str, float]
+    near: float
+    far: float
+    near_ends: float
+    far_ends: float
+
+
+def narrowed_decoder(seed: int, steps: tuple[int, int], lengths: tuple[int, int], reach: tuple[int, int]) -> Narrowed:
+    """Return what becomes of a decoder that learnt for `steps[0]` and, squeezed, for `steps[1]` more."""
+    plain = pupil(LEAN, seed, steps[0])
+    base = judged(plain)
+    ways = {
+        "four": (Squeeze(4), 0), "two": (Squeeze(2), 0), "half": (Squeeze(32, pruned=True), 0),
+        "pruned": (Squeeze(2, pruned=True), 0), "pruned, learnt": (Squeeze(2, pruned=True), steps[1]),
+        "learnt": (Squeeze(), steps[1]),
+    }  # fmt: skip
+    added, sizes = {}, {}
+    for name, (squeeze, again) in ways.items():
+        model, sizes[name] = squeezed(plain, squeeze, seed + 1, again)
+        added[name] = judged(model) / base - 1
+    kept = {bits: float(losses(plain, lengths[0], Kept(None, bits)).mean()) for bits in (32, 8, 4)}
+    added |= {f"kv{bits}": kept[bits] / kept[32] - 1 for bits in (8, 4)}
+    last = lengths[0] // 4
+    ends = [
+        [float(part[-last:].mean()) for part in by_length(plain, lengths, Kept(it))] for it in (None, Reach(*reach))
+    ]
+    return Narrowed(added, sizes, *ends[0], *ends[1])

@@ -38,6 +38,23 @@ def losses(model: Decoder, length: int, kept: Kept, seed: int = 7) -> Tensor:
     return means
 
 
+def by_length(model: Decoder, lengths: tuple[int, int], kept: Kept) -> tuple[Tensor, Tensor]:
+    """Return losses of a short reading and of a long one, by position, over the same last bytes.
+
+    The short rows are the ends of the long ones, so that what is guessed at the end is the same.
+    """
+    short, long = lengths
+    rows = batch(texts()[1], ROWS, long, torch.Generator().manual_seed(7))
+    with one_thread(), torch.no_grad():
+        found = [
+            functional.cross_entropy(
+                logits_of(model, part[:, :-1], kept).transpose(1, 2), part[:, 1:], reduction="none"
+            ).mean(dim=0)
+            for part in (rows[:, -short - 1 :], rows)
+        ]
+    return found[0], found[1]
+
+
 def logits_of(model: Decoder, tokens: Tensor, kept: Kept) -> Tensor:
     """Return logits [b, t, vocabulary] of a decoder that keeps only so much."""
     x = model.embedding(tokens)
