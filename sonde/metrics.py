@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Metric = Literal["ttft", "tpot", "e2e", "itl"]
+METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 #: inter-token gaps are counted in 64 bins per octave from 2^-20 s to 2^12 s, each about 1 % wide
@@ -44,7 +45,7 @@ class Objective(NamedTuple):
     @property
     def label(self) -> str:
         """Return the name people use, such as "p99 TTFT"."""
-        return f"p{100 * self.quantile:g} {'end to end' if self.metric == 'e2e' else self.metric.upper()}"
+        return f"{quantile_name(self.quantile)} {'end to end' if self.metric == 'e2e' else self.metric.upper()}"
 
 
 class Timeline(NamedTuple):
@@ -107,22 +108,26 @@ class Outcome:
 
     def interval(self, metric: Metric, q: float) -> tuple[float, float]:
         """Return the ends of the 80 % interval of quantile `q` of a metric in s. Raises CannotError as `ends`."""
-        values = [outcome.quantile(metric, q) for outcome in (self, *self.ends)]
-        return min(values), max(values)
+        low, high = _between((self, *self.ends), metric, q)
+        return low, high
 
-    def intervals(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
+    def intervals(
+        self, objectives: tuple[Objective, ...] = (), ends: tuple[Outcome, Outcome] | None = None
+    ) -> dict[str, object]:
         """Return [low, high] of the 80 % interval for what is uncertain in `summary`, under the same keys.
 
-        Raises CannotError as `ends`.
+        Latencies also have the quantiles of the objectives. `ends` are taken in place of `self.ends`, which would be
+        kept. Raises CannotError as `ends`.
         """
-        found: list[dict[str, Any]] = [outcome.summary(objectives) for outcome in (self, *self.ends)]
+        runs = (self, *(ends or self.ends))
+        found: list[dict[str, Any]] = [outcome.summary(objectives) for outcome in runs]
         out: dict[str, object] = {"level": LEVEL}
         for key in UNCERTAIN:
-            first = found[0][key]
-            if isinstance(first, dict):
-                out[key] = {name: _between([each[key][name] for each in found]) for name in first}
-            else:
-                out[key] = _between([each[key] for each in found])
+            values = [each[key] for each in found]
+            out[key] = [] if key.removesuffix("_s") in METRICS else [min(values), max(values)]
+        for metric in METRICS:
+            asked = {quantile_name(item.quantile): item.quantile for item in objectives if item.metric == metric}
+            out[f"{metric}_s"] = {name: _between(runs, metric, q) for name, q in (QUANTILES | asked).items()}
         return out
 
     @property
@@ -190,8 +195,7 @@ class Outcome:
     def summary(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
         """Return the figures of `simulate --json`: latencies in s, rates, energy, dollars."""
         out: dict[str, object] = {"requests": self.requests.n, "completed": self.completed}
-        metrics: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
-        for metric in metrics:
+        for metric in METRICS:
             out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}
         span = max(self.end_s - self.start_s, 1e-9)
         done = np.isfinite(self.finish_s)
@@ -264,7 +268,13 @@ class Outcome:
         return "\n".join(lines)
 
 
-def _between(values: list[float]) -> list[float]:
+def quantile_name(q: float) -> str:
+    """Return "p99" for 0.99."""
+    return f"p{100 * q:g}"
+
+
+def _between(runs: Sequence[Outcome], metric: Metric, q: float) -> list[float]:
+    values = [outcome.quantile(metric, q) for outcome in runs]
     return [min(values), max(values)]
 
 

@@ -75,18 +75,23 @@ def doubted(plans: Sequence[Plan], fleets: Sequence[Fleet], asked: Traffic, top:
         return tuple(plans)
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         ranges = list(pool.map(lambda i: cost_range(asked, fleets[i]), shown))
-        figures = list(pool.map(lambda i: plans[i].outcome.intervals(asked.objectives), shown))
+        sure = list(pool.map(lambda i: _sure(plans[i], fleets[i], asked), shown))
     found = list(plans)
-    for i, own, figure in zip(shown, ranges, figures, strict=True):
+    for i, own, (kept, figures) in zip(shown, ranges, sure, strict=True):
         like = tuple(
             plans[k].rank
             for k, other in zip(shown, ranges, strict=True)
             if k != i and (turns(own, other) if i < k else turns(other, own))
         )
         slower = max(candidate.engine.doubt.tpot_high for candidate, _ in fleets[i]) - 1.0
-        kept = holds(plans[i].outcome.ends[1], asked.objectives)
-        found[i] = replace(plans[i], doubt=PlanDoubt(own.fast, own.slow, kept, slower, like, figure))
+        found[i] = replace(plans[i], doubt=PlanDoubt(own.fast, own.slow, kept, slower, like, figures))
     return tuple(found)
+
+
+def _sure(plan: Plan, fleet: Fleet, asked: Traffic) -> tuple[bool, dict[str, object]]:
+    """Return whether a plan holds at the slow end, and the intervals of its figures. Neither end's columns are kept."""
+    ends = both(asked, fleet)
+    return holds(ends[1], asked.objectives), plan.outcome.intervals(asked.objectives, ends)
 
 
 def cost_range(asked: Traffic, fleet: Fleet) -> Range:

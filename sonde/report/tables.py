@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sonde.metrics import QUANTILES, Objective, Outcome
+from sonde.metrics import METRICS, QUANTILES, Objective, Outcome
 from sonde.plan.result import PlanResult
 from sonde.report import text
 from sonde.units import show
@@ -127,16 +127,16 @@ def rejection_table(result: PlanResult, top: int = 10, *, reported: bool = True)
 def outcome_table(outcome: Outcome, objectives: Sequence[Objective] = ()) -> RenderableType:
     """Return one run in figures: latencies, objectives kept and missed, rates, memory, energy, dollars."""
     summary = outcome.summary(tuple(objectives))
-    names = [text.METRIC_NAMES[metric][0] for metric in text.METRICS]
+    names = [text.METRIC_NAMES[metric][0] for metric in METRICS]
     sure = text.intervals(outcome, objectives)
     columns = [Column("latency", names, words=True)] + [
         Column(name, [_two(text.seconds(text.latency(summary, metric, name)), text.latency_interval(sure, metric, name))
-                      for metric in text.METRICS])
+                      for metric in METRICS])
         for name in QUANTILES
     ]  # fmt: skip
     parts: list[RenderableType] = [Fitted(f"{outcome.requests.n:,} requests, {outcome.completed:,} completed", columns)]
     if objectives:
-        bars = text.bars(objectives, outcome, summary)
+        bars = text.bars(objectives, outcome, summary, sure)
         parts.append(
             Fitted("", [
                 Column("objective", [bar.objective.label for bar in bars], words=True),

@@ -8,11 +8,9 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
 from sonde.deployment.tree import Deployment
-from sonde.metrics import QUANTILES, Metric, Objective, Outcome
+from sonde.metrics import QUANTILES, Metric, Objective, Outcome, quantile_name
 from sonde.plan.result import Plan, PlanResult, Rejection
 from sonde.units import show
-
-METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
 
 #: metric -> (what people call it, what it is)
 METRIC_NAMES: dict[Metric, tuple[str, str]] = {
@@ -139,10 +137,7 @@ def latency_range(objective: Objective, plan: Plan) -> str:
     """Return the interval of what a plan reaches where `objective` looks; "" where it is not known."""
     if plan.doubt is None:
         return ""
-    for name, q in QUANTILES.items():
-        if q == objective.quantile:
-            return between(*plan.doubt.interval(objective.metric, name))
-    return between(*plan.outcome.interval(objective.metric, objective.quantile))
+    return between(*plan.doubt.interval(objective.metric, quantile_name(objective.quantile)))
 
 
 def intervals(outcome: Outcome, objectives: Sequence[Objective]) -> Mapping[str, Any]:
@@ -211,14 +206,16 @@ def running(outcome: Outcome) -> float:
     return float(line.running.mean()) / max(len(outcome.steps), 1) if len(line.running) else 0.0
 
 
-def bars(objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str, object]) -> list[Bar]:
-    """Return every objective with what the run reached; with its interval where one is known."""
+def bars(
+    objectives: Sequence[Objective], outcome: Outcome, summary: Mapping[str, object], sure: Mapping[str, Any]
+) -> list[Bar]:
+    """Return every objective with what the run reached, and with its interval where `sure` has it."""
     return [
         Bar(
-            objective, objective_value(objective, outcome, summary),
-            outcome.interval(objective.metric, objective.quantile) if outcome.either is not None else None,
+            item, objective_value(item, outcome, summary),
+            tuple(sure[f"{item.metric}_s"][quantile_name(item.quantile)]) if sure else None,
         )
-        for objective in objectives
+        for item in objectives
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from sonde import __version__
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.text import write
 from sonde.deployment.tree import Deployment
-from sonde.metrics import QUANTILES, Metric, Objective, Outcome
+from sonde.metrics import METRICS, QUANTILES, Metric, Objective, Outcome
 from sonde.plan.result import Plan, PlanResult
 from sonde.report import figures, text
 from sonde.units import show
@@ -72,7 +72,7 @@ def plan_view(result: PlanResult) -> View:
     if best:
         saving = text.gap(best, result.bound_usd_per_hour)
         view |= {
-            "bars": text.bars(result.objectives, best.outcome, best.summary),
+            "bars": text.bars(result.objectives, best.outcome, best.summary, best.doubt.figures if best.doubt else {}),
             "saving": saving,
             "tiles": plan_tiles(best, saving),
             "figures": plan_figures(result),
@@ -86,8 +86,8 @@ def plan_view(result: PlanResult) -> View:
 def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[Objective]) -> View:
     """Return all that the page of a single run shows."""
     summary = outcome.summary(tuple(objectives))
-    bars = text.bars(objectives, outcome, summary)
     sure = text.intervals(outcome, objectives)
+    bars = text.bars(objectives, outcome, summary, sure)
     label = text.describe(deployment)
     n, span = outcome.requests.n, text.figure(summary, "span_s")
     return {
@@ -232,7 +232,7 @@ def spread_view(summary: Mapping[str, object], sure: Mapping[str, Any]) -> list[
         {"name": text.METRIC_NAMES[metric][0], "what": text.METRIC_NAMES[metric][1],
          "values": [(text.seconds(text.latency(summary, metric, name)), text.latency_interval(sure, metric, name))
                     for name in QUANTILES]}
-        for metric in text.METRICS
+        for metric in METRICS
     ]  # fmt: skip
 
 
