@@ -25,14 +25,20 @@ LEAST_PAIRS = 3
 @click.option(
     "--cross-validate", is_flag=True, help="Fit the engines' constants anew without the rows that are judged."
 )
+@click.option("--operators", is_flag=True, help="PATH holds measured operators or messages.")
 @json_option
-def validate(path: Path, out: Path | None, cross_validate: bool, as_json: bool) -> None:
+def validate(path: Path, out: Path | None, cross_validate: bool, operators: bool, as_json: bool) -> None:
     """Predict what was measured at PATH, and say how far the predictions are off.
 
     PATH is a CSV of results at fixed concurrency, or a folder with the requests of a real engine
-    (requests.jsonl, meta.json).
+    (requests.jsonl, meta.json); with --operators a folder of measured operators (SYSTEM/OP/ENGINE/VERSION/*.parquet,
+    GPU/MODEL/operators) or messages (h100_dgx_all_reduce.csv).
     """
-    if path.is_dir():
+    if operators:
+        if cross_validate:
+            raise InputError("--cross-validate", "--operators", "cannot be together: see `sonde calibrate judge`")
+        _operators(path, out, as_json)
+    elif path.is_dir():
         if cross_validate:
             raise InputError("--cross-validate", str(path), "needs a CSV of results at fixed concurrency")
         _open_loop(path, out, as_json)
@@ -95,6 +101,35 @@ def _crossed(path: Path, as_json: bool) -> None:
     for by, groups in result.items():
         click.echo(f"whole {by} left out of the fit")
         print_groups({title: groups[title] for title in ("overall", "system", "engine")})
+
+
+def _operators(path: Path, out: Path | None, as_json: bool) -> None:
+    from sonde.calibrate.accuracy import Compared, Unread, compared, scores, write
+
+    both = list(compared(path))
+    found = [part for part in both if isinstance(part, Compared)]
+    faults = [part for part in both if isinstance(part, Unread)]
+    for fault in faults:
+        note(f"{fault.file}: not predicted: {fault.reason}")
+    if not found:
+        raise CannotError(f"{path}: none of its {len(faults):,} files could be predicted")
+    if out is not None:
+        write(out, found)
+    groups = scores(found)
+    if as_json:
+        plain = {
+            title: {name: {"time": part._asdict()} for name, part in group.items()} for title, group in groups.items()
+        }
+        emit({"points": sum(len(part.measured) for part in found), "faults": [part._asdict() for part in faults],
+              "errors": plain})  # fmt: skip
+        return
+    click.echo(f"{sum(len(part.measured) for part in found):,} points predicted")
+    for title, group in groups.items():
+        lines = [
+            [name, f"{part.points:,}", f"{100 * part.median:.1f}", f"{100 * part.mean:.1f}", f"{100 * part.bias:+.1f}"]
+            for name, part in group.items()
+        ]
+        table(title, ["", "points", "median %", "mean %", "bias %"], lines)
 
 
 def _plain(groups: dict[str, dict[str, dict[str, Errors]]]) -> dict[str, object]:

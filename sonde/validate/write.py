@@ -14,6 +14,9 @@ from sonde.validate.rows import Fault
 
 COLUMNS = ("id", "ttft_ms", "tpot_ms", "ttft_lo_ms", "ttft_hi_ms", "tpot_lo_ms", "tpot_hi_ms", "note")
 
+#: columns of measured operators beside their predictions
+COMPARED = ("operator", "device", "engine", "measured_ms", "predicted_ms")
+
 
 def write(path: Path, found: Sequence[Prediction | Fault]) -> None:
     """Write one line per entry; of a row that could not be predicted the times are empty, and `note` says why."""
