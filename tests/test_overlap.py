@@ -225,7 +225,7 @@ C, M, N = "compute", "memory", "network"
     ],
 )
 def test_the_first_stage_finds_the_shortest_period(chain, count, period):
-    found, order = nano_search._order(stage_lists(*[chain] * count))
+    found, order = nano_search.shortest(stage_lists(*[chain] * count))
     assert found == pytest.approx(period, rel=0.011)
     undisturbed = Device(curves({kind: [(0.0, 0.0), (1e-6, 1 - 1e-6), (1.0, 1.0)] for kind in KINDS}),
                          {M: 1e-5, N: 1e-5})  # fmt: skip

@@ -26,7 +26,7 @@ SPLITS: tuple[tuple[float, ...], ...] = (
 SHARES = tuple(i / 20 for i in range(2, 17))
 LEAST_LEFT = 0.1
 #: splits that the second stage looks at, the best of the first one
-KEPT = 2
+KEPT = 3
 #: of the branch and bound: a limit in nodes, so that the answer is the same everywhere
 NODES, GAP = 100, 0.01
 
@@ -50,7 +50,7 @@ def search(
 
     cut   candidates: sizes of nano-batches, and the stages of a layer of each (all with the same names)
     """
-    first = sorted((_order(nanos), i) for i, (_, nanos) in enumerate(cut))[:KEPT]
+    first = sorted((shortest(nanos), i) for i, (_, nanos) in enumerate(cut))[:KEPT]
     found = []
     for (ideal, order), i in first:
         split, nanos = cut[i]
@@ -59,7 +59,7 @@ def search(
     return min(found, key=lambda each: each[0])[1]
 
 
-def _order(nanos: Sequence[Sequence[Stage]]) -> tuple[float, Order]:
+def shortest(nanos: Sequence[Sequence[Stage]]) -> tuple[float, Order]:
     """Return the shortest period of a layer, and when stages start in it, if units of each kind run side by side.
 
     The periodic schedule as a programme over frequency u = 1/period and starts w in periods: a stage starts when

@@ -49,7 +49,7 @@ def timeline(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, lay
     nanos   the stages of one layer for each nano-batch, as long as they take alone. A nano-batch's stage waits for
             the one before it, the first one for the last one of the layer before.
     """
-    waiting = _queues(nanos, order, layers)
+    waiting = queues(nanos, order, layers)
     done = [-1] * len(nanos)  # stages that every nano-batch has behind it, over all layers
     running: dict[str, tuple[int, int, int, float, float]] = {}
     now, spans = 0.0, list[Span]()
@@ -87,8 +87,8 @@ def makespan(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, lay
     return ends[-1] + ((layers - shown) * (ends[5] - ends[1]) / 4.0 if layers > shown else 0.0)
 
 
-def _queues(nanos: Sequence[Sequence[Stage]], order: Order, layers: int) -> dict[str, list[tuple[int, int, int]]]:
-    """Return what runs on every kind of unit, the first one last."""
+def queues(nanos: Sequence[Sequence[Stage]], order: Order, layers: int) -> dict[str, list[tuple[int, int, int]]]:
+    """Return (layer, nano-batch, stage) of what runs on every kind of unit, the first one last."""
     found: dict[str, list[tuple[float, int, int, int]]] = {kind: [] for kind in KINDS}
     for nano, chain in enumerate(nanos):
         for i, stage in enumerate(chain):
