@@ -173,12 +173,16 @@ def merged(model: Decoder, trace: NDArray[np.int64], count: int, *, alike: bool)
         kept = order[count:]
         rows = functional.normalize(block.router.weight.detach(), dim=1)
         angles = (rows @ rows.T).numpy()
+        into = {gone: int(kept[np.argmax(angles[gone, kept] if alike else -angles[gone, kept])])
+                for gone in order[:count].tolist()}  # fmt: skip
         with torch.no_grad():
-            for gone in order[:count].tolist():
-                to = int(kept[np.argmax(angles[gone, kept] if alike else -angles[gone, kept])])
+            for gone, to in into.items():
                 share = float(used[gone] / (used[gone] + used[to]))
+                used[to] += used[gone]
                 for weights in (block.ups, block.downs):
                     weights[to] = weights[to] * (1 - share) + weights[gone] * share
+            for gone, to in into.items():
+                for weights in (block.ups, block.downs):
                     weights[gone] = weights[to]
     return model
 

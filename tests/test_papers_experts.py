@@ -1,0 +1,192 @@
+"""What papers on experts are tried with: caches against twins, a mixture against plain loops, CloudMatrix's points."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sonde.learn.expert_cache import hits
+from sonde.papers import cloudmatrix
+from sonde.papers.frame import shelf
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="needs torch: pip install 'sonde[run]'"
+)
+TRACE = st.lists(st.integers(0, 5), min_size=1, max_size=40)
+
+
+# --- caches of experts
+
+
+def naive_hits(trace, room, policy):
+    """Return hits by looking back at the whole past for every access."""
+    held, found = set(), 0
+    for i, expert in enumerate(trace):
+        past = trace[:i]
+        if expert in held:
+            found += 1
+            continue
+        if len(held) == room:
+            last = {other: max(j for j, seen in enumerate(past) if seen == other) for other in held}
+            rank = {other: (past.count(other) if policy == "lfu" else 0, last[other]) for other in held}
+            held.remove(min(held, key=rank.__getitem__))
+        held.add(expert)
+    return found / len(trace)
+
+
+@given(TRACE, st.integers(1, 6), st.sampled_from(["lru", "lfu"]))
+def test_a_cache_is_its_naive_twin(trace, room, policy):
+    assert hits(trace, room, policy) == naive_hits(trace, room, policy)
+
+
+@given(TRACE, st.integers(1, 6))
+def test_no_policy_beats_the_best(trace, room):
+    best = hits(trace, room, "best")
+    assert best >= max(hits(trace, room, policy) for policy in ("lru", "lfu"))
+    assert hits(trace, 6, "best") == hits(trace, 6, "lru") == (len(trace) - len(set(trace))) / len(trace)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=9), st.integers(1, 3))
+def test_the_best_is_the_best_of_all_choices(trace, room):
+    """Try everything that could be dropped at every miss."""
+
+    def most(i, held):
+        if i == len(trace):
+            return 0
+        if trace[i] in held:
+            return 1 + most(i + 1, held)
+        if len(held) < room:
+            return most(i + 1, held | {trace[i]})
+        return max(most(i + 1, (held - {gone}) | {trace[i]}) for gone in held)
+
+    assert hits(trace, room, "best") * len(trace) == pytest.approx(most(0, frozenset()))
+
+
+def test_an_empty_trace_hits_nothing():
+    assert hits([], 2, "lru") == 0.0
+
+
+# --- a mixture that is trained here
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    from sonde.learn import mixture
+
+    return mixture, mixture.mixture(0, 4)
+
+
+@needs_torch
+def test_experts_compute_what_plain_loops_over_tokens_do(mixture):
+    import torch
+    from torch.nn import functional
+
+    made, model = mixture
+    block = made.blocks(model)[0]
+    block.gate = made.Gate(skip=0.9)
+    x = torch.randn(2, 5, made.SHAPE.hidden, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        block.computed = 0
+        fast = block.feed(x).flatten(0, 1)
+        pairs = 0
+        for token, out in zip(x.flatten(0, 1), fast, strict=True):
+            top, picked = block.router(token).softmax(-1).topk(2)
+            keep = 2 if top[1] >= 0.9 * top[0] else 1
+            pairs += keep
+            slow = torch.zeros_like(token)
+            for weight, expert in zip(top[:keep] / top[:keep].sum(), picked[:keep].tolist(), strict=True):
+                gate, up = (block.ups[expert] @ token).chunk(2)
+                slow += weight * (block.downs[expert] @ (functional.silu(gate) * up))
+            assert torch.allclose(out, slow, atol=1e-5)
+    assert block.computed == pairs < 20
+
+
+@needs_torch
+def test_a_gate_changes_what_it_says_and_nothing_else(mixture):
+    made, model = mixture
+    base = made.judged(model)
+    assert base.pairs == made.TOP_K
+    assert made.judged(model, made.Gate(allowed=(True,) * made.EXPERTS)) == base
+    assert made.judged(model, made.Gate(skip=1.0)).pairs < made.TOP_K
+    assert made.judged(model, made.Gate(dropped=1.0)).pairs == 1.0
+    trace = made.traced(model, 4, 32, seed=1)
+    assert trace.shape == (made.SHAPE.layers, 4, 32, made.TOP_K)
+    assert (trace[..., 0] != trace[..., 1]).all()
+    for gate, layer in zip(made.without(trace, 4, most_used=True), trace, strict=True):
+        used = np.bincount(layer.ravel(), minlength=made.EXPERTS)
+        assert sum(gate.allowed) == made.EXPERTS - 4
+        assert used[[not kept for kept in gate.allowed]].min() >= used[list(gate.allowed)].max()
+    assert made.judged(model) == base  # nothing of it stayed
+
+
+@needs_torch
+def test_merging_and_rounding_leave_the_mixture_as_it_was(mixture):
+    import torch
+
+    made, model = mixture
+    before = [block.ups.clone() for block in made.blocks(model)]
+    trace = made.traced(model, 4, 32, seed=1)
+    joined = made.merged(model, trace, 4, alike=True)
+    coarse = made.rounded(model, np.full((made.SHAPE.layers, made.EXPERTS), 2))
+    for block, old, merged, rounded in zip(
+        made.blocks(model), before, made.blocks(joined), made.blocks(coarse), strict=True
+    ):
+        assert torch.equal(block.ups, old)
+        same = sum(torch.equal(a, b) for a, b in itertools.combinations(merged.ups, 2))
+        assert same >= 4
+        assert 0.0 < (rounded.ups - old).abs().mean() < old.abs().mean()
+
+
+@needs_torch
+@pytest.mark.slow
+def test_the_survey_comes_out_on_a_trained_mixture():
+    rows = {row.claim.text: row for row in shelf.reproduce("moe-survey").rows}
+    for text, row in rows.items():
+        if not text.startswith(("the same by use", "bits added by merging")):
+            assert row.holds, (text, row.ours, row.control, row.spread)
+
+
+def test_without_torch_the_survey_says_what_it_needs(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda found, *rest: None if found == "torch" else real(found, *rest)
+    )
+    rows = shelf.reproduce("moe-survey").rows
+    assert all(row.ours is None and "sonde[run]" in row.why for row in rows)
+
+
+# --- CloudMatrix384
+
+
+def test_three_points_come_from_one_set_of_parameters():
+    for point in cloudmatrix.POINTS:
+        tpot = 1e3 * cloudmatrix.decode(point.batch)
+        assert tpot == pytest.approx(point.tpot, rel=0.1)
+        assert 1e3 * point.batch / tpot == pytest.approx(point.rate, rel=0.1)
+
+
+def test_each_technique_is_taken_away_from_the_same_deployment():
+    whole = cloudmatrix.decode(24)
+    assert cloudmatrix.decode(24, multi_token_prediction=None) > 1.1 * whole
+    assert cloudmatrix.decode(24, multi_token_prediction={"acceptance": 0.0}) > 1.5 * whole
+    assert cloudmatrix.decode(24, expert_dispatch={"startup": "200 us"}) > whole
+    assert cloudmatrix.decode(24, cloudmatrix.PREFILL) > 1.5 * whole  # experts over a tenth of the devices
+
+
+def test_prompts_gain_by_halves_and_lose_by_skew():
+    whole = cloudmatrix.prefill()
+    assert cloudmatrix.prefill(two_microbatches=None) < whole
+    assert cloudmatrix.prefill(expert_placement={"zipf": 0.5, "balanced": False}) < 0.95 * whole
+    assert cloudmatrix.prefill(1024, sequence_parallel=None) < 0.5 * cloudmatrix.prefill(1024)
+
+
+def test_what_waits_for_prefix_caches_is_not_made_up():
+    rows = cloudmatrix._caching()
+    assert set(rows) == {"reuse", "ttft", "plane"}
+    assert all(row.ours is None and not row.holds for row in rows.values())
