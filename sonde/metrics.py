@@ -27,11 +27,11 @@ ITL_PER_OCTAVE, ITL_LOWEST, ITL_OCTAVES = 64, -20, 32
 ITL_BINS = ITL_PER_OCTAVE * ITL_OCTAVES
 
 
-#: share of measurements that an interval holds, and the figures of a summary that have one
+#: share of measurements that an interval holds, and the figures of a summary that have one beside the latencies
 LEVEL = 0.8
 UNCERTAIN = (
-    "ttft_s", "tpot_s", "e2e_s", "itl_s", "attainment", "tokens_per_s", "goodput_requests_per_s", "utilisation",
-    "energy_j", "joules_per_token", "carbon_g", "usd", "usd_per_million_tokens", "span_s",
+    "attainment", "tokens_per_s", "goodput_requests_per_s", "utilisation", "energy_j", "joules_per_token", "carbon_g",
+    "usd", "usd_per_million_tokens", "span_s",
 )  # fmt: skip
 
 
@@ -122,12 +122,12 @@ class Outcome:
         runs = (self, *(ends or self.ends))
         found: list[dict[str, Any]] = [outcome.summary(objectives) for outcome in runs]
         out: dict[str, object] = {"level": LEVEL}
-        for key in UNCERTAIN:
-            values = [each[key] for each in found]
-            out[key] = [] if key.removesuffix("_s") in METRICS else [min(values), max(values)]
         for metric in METRICS:
             asked = {quantile_name(item.quantile): item.quantile for item in objectives if item.metric == metric}
             out[f"{metric}_s"] = {name: _between(runs, metric, q) for name, q in (QUANTILES | asked).items()}
+        for key in UNCERTAIN:
+            values = [each[key] for each in found]
+            out[key] = [min(values), max(values)]
         return out
 
     @property
