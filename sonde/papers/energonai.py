@@ -251,7 +251,7 @@ def _pipeline() -> list[Row]:
 
 
 def _flow(rows: Sequence[int], *, wait: bool) -> float:
-    """Return when the last batch has passed two equal stages, in rows; `wait`: a stage waits for the next to take it."""
+    """Return when the last batch has passed two equal stages, in rows; `wait`: each one until the next takes it."""
     free = begun = done = 0.0
     for count in rows:
         made = (max(free, begun) if wait else free) + count
