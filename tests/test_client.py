@@ -21,6 +21,9 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan.explain import holds
 from sonde.sim.client import as_clients_see
 from sonde.sim.engine import run
+from sonde.validate.predict import Prediction, compiled, predict, simulated
+from sonde.validate.rows import Row
+from sonde.validate.setting import setting
 from sonde.workload.requests import requests
 
 POLICIES = ("chunked", "prefill-first")
@@ -127,3 +130,18 @@ def test_one_more_replica_does_not_lend_its_terms():
     outcome = run(requests([0.0, 0.0], [8, 8], [4, 4]), fleet, routing="round-robin")
     late = replace(outcome).ttft_s > 1.0
     assert list(late) == [False, True]
+
+
+@pytest.mark.parametrize(("engine", "clients", "output"), [("vllm", 4, 128), ("sglang", 4, 128), ("sglang", 32, 64),
+                                                           ("trtllm", 32, 1)])  # fmt: skip
+def test_a_validated_row_is_the_engines_time_and_the_fitted_terms(engine: str, clients: int, output: int) -> None:
+    row = Row(1, "a", engine, "", "llama-3.1-8b", "h100_sxm", "fp8", "", 1024, output, clients, 1, 1, 1, 1, 50.0, 10.0)
+    chosen = setting(row)
+    constants = chosen.engine
+    ttft_s, tpot_s, prompt = simulated(chosen, compiled(chosen)[0])
+    found = predict(row)
+    assert isinstance(found, Prediction)
+    wait = constants.ttft_s * constants.ttft_factor + constants.ttft_token_s * prompt
+    polls = constants.polls(clients, chosen.replica.data_parallel)
+    assert found.ttft_ms == pytest.approx(1e3 * (ttft_s + wait + polls * tpot_s), rel=1e-9)
+    assert found.tpot_ms == pytest.approx(1e3 * tpot_s, rel=1e-9)
