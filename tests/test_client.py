@@ -21,7 +21,8 @@ from sonde.metrics import Objective, Outcome
 from sonde.plan.explain import holds
 from sonde.sim.client import as_clients_see
 from sonde.sim.engine import run
-from sonde.validate.predict import Prediction, compiled, predict, simulated
+from sonde.validate.predict import Prediction, predict, simulated
+from sonde.validate.predict import compiled as compiled_setting
 from sonde.validate.rows import Row
 from sonde.validate.setting import setting
 from sonde.workload.requests import requests
@@ -138,7 +139,7 @@ def test_a_validated_row_is_the_engines_time_and_the_fitted_terms(engine: str, c
     row = Row(1, "a", engine, "", "llama-3.1-8b", "h100_sxm", "fp8", "", 1024, output, clients, 1, 1, 1, 1, 50.0, 10.0)
     chosen = setting(row)
     constants = chosen.engine
-    ttft_s, tpot_s, prompt = simulated(chosen, compiled(chosen)[0])
+    ttft_s, tpot_s, prompt = simulated(chosen, compiled_setting(chosen)[0])
     found = predict(row)
     assert isinstance(found, Prediction)
     wait = constants.ttft_s * constants.ttft_factor + constants.ttft_token_s * prompt
