@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sonde.learn import eight_bits, latent
 from sonde.learn.expert_cache import hits
 from sonde.papers import cloudmatrix
 from sonde.papers.frame import shelf
@@ -159,6 +160,46 @@ def test_without_torch_the_survey_says_what_it_needs(monkeypatch):
     )
     rows = shelf.reproduce("moe-survey").rows
     assert all(row.ours is None and "sonde[run]" in row.why for row in rows)
+
+
+# --- DeepSeek-V3's attention and numbers
+
+
+@given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 1000))
+def test_absorbed_attention_is_expanded_attention(tokens, heads, seed):
+    weights = latent.layer(seed, latent.Sizes(heads=heads))
+    x = np.random.default_rng(seed).standard_normal((tokens, 256)).astype(np.float32)
+    full, small = latent.expanded(weights, x), latent.absorbed(weights, x)
+    assert np.allclose(full.output, small.output, atol=1e-4 * np.abs(full.output).max())
+    assert full.cached == 4 * tokens * heads * (32 + 16 + 32)
+    assert small.cached == 4 * tokens * (64 + 16)
+
+
+@needs_torch
+@given(st.lists(st.floats(-448, 448, width=32), min_size=1, max_size=64))
+def test_rounding_to_e4m3_is_torchs(numbers):
+    import torch
+
+    x = np.array(numbers, dtype=np.float32)
+    theirs = torch.from_numpy(x).to(torch.float8_e4m3fn).float().numpy()
+    assert (eight_bits.e4m3(x) == theirs).all()
+
+
+@given(st.floats(1e-3, 1e3))
+def test_scales_make_tiles_alike(scale):
+    x = np.random.default_rng(0).standard_normal((4, 256)).astype(np.float32)
+    assert eight_bits.lost(x * scale, eight_bits.tiled(x * np.float32(scale))) == pytest.approx(
+        eight_bits.lost(x, eight_bits.tiled(x)), rel=0.1
+    )
+    assert eight_bits.lost(x, eight_bits.logarithms(x)) < eight_bits.lost(x, eight_bits.logarithms(x, bits=6))
+    assert (np.sign(eight_bits.logarithms(x)) == np.sign(x)).all()
+
+
+def test_a_logarithm_keeps_the_ends_of_a_tile():
+    x = np.geomspace(1e-3, 1e3, 128, dtype=np.float32)[None]
+    found = eight_bits.logarithms(x)
+    assert found[0, [0, -1]] == pytest.approx([1e-3, 1e3], rel=1e-4)
+    assert found == pytest.approx(x, rel=0.07)
 
 
 # --- CloudMatrix384
