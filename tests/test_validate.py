@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sonde.catalogue.engines import CLASSES, effects, engine_names, release, series, serving_engine, spread
+from sonde.catalogue.models import model_names
 from sonde.cli import main
 from sonde.errors import InputError
 from sonde.validate.predict import Prediction, predict
 from sonde.validate.rows import Fault, Row, read_rows
 from sonde.validate.score import Pair, errors
-from sonde.validate.setting import lengths, setting, system
+from sonde.validate.setting import PRECISIONS, lengths, setting, system
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 HEAD = (
@@ -268,3 +269,29 @@ def test_where_no_row_can_be_predicted_the_exit_code_says_so(
     assert main(["validate", str(path)]) == 1
     assert "none of its 1 rows could be predicted" in capsys.readouterr().err
     assert main(["validate", str(table(tmp_path, line(system="z900_sxm"), line(id="b")))]) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.fixed_dictionaries({
+        "model": st.sampled_from(model_names()),
+        "system": st.sampled_from(["h100_sxm", "b200_sxm", "gb200", "l40s", "mi300x"]),
+        "backend": st.sampled_from(["vllm", "sglang", "trtllm", "tensorrt-llm"]),
+        "backend_version": st.sampled_from(["", "v9.9", "0.5.12", "nightly-1", "nan"]),
+        "gemm_quant_mode": st.sampled_from(list(PRECISIONS)), "isl": st.sampled_from([1, 7, 1024, 30000]),
+        "osl": st.sampled_from([1, 2, 300]), "concurrency": st.sampled_from([1, 3, 50]),
+        "tp_size": st.sampled_from(["", 1, 4, 8, 16]), "attention_dp_size": st.sampled_from(["", 1, 8]),
+        "moe_ep_size": st.sampled_from(["", 0, 8]),
+    })
+)  # fmt: skip
+def test_whatever_the_catalogue_knows_is_predicted_or_refused_in_words(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, object]
+) -> None:
+    found = predict(one(tmp_path_factory.mktemp("rows"), **changes))
+    if isinstance(found, Fault):
+        assert len(found.reason) > 10
+        return
+    assert 0 < found.ttft_ms < 1e7
+    assert (found.tpot_ms > 0) == (changes["osl"] != 1)
+    assert found.tpot_lo_ms <= found.tpot_ms <= found.tpot_hi_ms
+    assert found.ttft_lo_ms < found.ttft_ms < found.ttft_hi_ms

@@ -14,7 +14,7 @@ from sonde.cost.table import Client, Doubt
 from sonde.deployment.tree import Replica
 
 #: models whose 8-bit weights are published with a scale for every block
-BLOCK_SCALED = ("deepseek", "glm-5", "minimax", "qwen3.5")
+BLOCK_SCALED = ("deepseek", "glm-5", "kimi", "minimax", "qwen3")
 
 
 def served(

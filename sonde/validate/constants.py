@@ -66,9 +66,10 @@ def engine_lines(values: Mapping[str, float], engine: str) -> Iterator[tuple[str
     for name in (*OVERHEADS, "ttft", "ttft_token"):
         yield "", "", f"{name}_s", values[f"engine/{engine}/{name}_s"]
     polls = {tuple(name.split("/")[2:]): value for name, value in values.items() if name.startswith(f"poll/{engine}/")}
-    usual = polls.get(("", ""), next(iter(polls.values())))
-    ranks = polls.get(("", "ranks"), usual)
-    for attribute, value in (("poll_steps", usual), ("poll_steps_busy", usual), ("poll_steps_ranks", ranks)):
+    usual, busy = (_middle([value for (_, load), value in polls.items() if load in (kind, "")] or list(polls.values()))
+                   for kind in ("idle", "busy"))  # fmt: skip
+    ranks = polls.get(("", "ranks"), busy)
+    for attribute, value in (("poll_steps", usual), ("poll_steps_busy", busy), ("poll_steps_ranks", ranks)):
         yield "", "", attribute, value
     for (family, load), value in polls.items():
         if family:
@@ -79,6 +80,11 @@ def engine_lines(values: Mapping[str, float], engine: str) -> Iterator[tuple[str
             scope, _, rest = label.partition("/")
             if scope == "version" and rest.startswith(f"{engine}/") and rest.endswith(f"/{name}"):
                 yield rest.split("/")[1], "", attribute, value
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Return the geometric mean of what families of devices have: the guess for a family that was not measured."""
+    return float(np.exp(np.mean(np.log(values))))
 
 
 def effect_lines(values: Mapping[str, float]) -> Iterator[tuple[str, str, str, float]]:

@@ -15,6 +15,12 @@ OPTIONAL = (
     "id", "backend_version", "precision", "gemm_quant_mode", "moe_quant_mode", "batch_size", "tp_size", "pp_size",
     "attention_dp_size", "moe_tp_size", "moe_ep_size", "ttft_ms", "tpot_ms",
 )  # fmt: skip
+#: other names of engines in tables of measurements
+ENGINES = {"tensorrt-llm": "trtllm", "tensorrt_llm": "trtllm", "trt-llm": "trtllm", "tensorrtllm": "trtllm"}
+
+#: what stands in cells that hold nothing
+NOTHING = ("nan", "none", "null")
+
 #: a file past this size holds something else
 LARGEST = 256 << 20
 
@@ -121,8 +127,9 @@ def _row(line: int, name: str, cells: dict[str, str]) -> Row:
             raise InputError(column, "", "is missing", "the row cannot be predicted")
     gemm, experts = cells.get("gemm_quant_mode", ""), cells.get("moe_quant_mode", "")
     precision = gemm or cells.get("precision", "")
+    engine, version = cells["backend"].lower(), cells.get("backend_version", "").removeprefix("v")
     return Row(
-        line, name, cells["backend"].lower(), cells.get("backend_version", ""), cells["model"],
+        line, name, ENGINES.get(engine, engine), "" if version.lower() in NOTHING else version, cells["model"],
         cells["system"], precision.lower(), (experts or precision).lower(),
         _count(cells, "isl", most=1 << 22), _count(cells, "osl", most=1 << 22),
         _count(cells, "concurrency" if cells.get("concurrency") else "batch_size", most=1 << 16),
@@ -150,13 +157,13 @@ def _count(cells: dict[str, str], column: str, *, most: int) -> int:
 
 def _ranks(cells: dict[str, str], column: str) -> int:
     """Return a degree of parallelism: 1 where the cell is empty or 0, as in tables of dense models."""
-    if not cells.get(column) or cells[column].lower() in ("nan", "none", "null") or _number(cells, column) == 0:
+    if not cells.get(column) or cells[column].lower() in NOTHING or _number(cells, column) == 0:
         return 1
     return _count(cells, column, most=4096)
 
 
 def _time(cells: dict[str, str], column: str) -> float:
-    if not cells.get(column) or cells[column].lower() in ("nan", "none", "null"):
+    if not cells.get(column) or cells[column].lower() in NOTHING:
         return math.nan
     value = _number(cells, column)
     if value <= 0:

@@ -28,7 +28,9 @@ PRECISIONS = {
     "mxfp4": ("mxfp4", "bf16", "bf16"), "w4a16_mxfp4": ("mxfp4", "bf16", "bf16"),
     "w4a8_mxfp4_mxfp8": ("mxfp4", "fp8", "fp8"),
     "int4": ("int4", "bf16", "bf16"), "int4_wo": ("int4", "bf16", "bf16"),
-    "int8": ("int8", "int8", "bf16"), "int8_wo": ("int8", "bf16", "bf16"),
+    "int8": ("int8", "int8", "bf16"), "int8_wo": ("int8", "bf16", "bf16"), "sq": ("int8", "int8", "bf16"),
+    "int4_awq": ("int4", "bf16", "bf16"), "w4afp8": ("int4", "fp8", "fp8"), "fp8_ootb": ("fp8", "fp8", "fp8"),
+    "auto": ("bf16", "bf16", "bf16"), "none": ("bf16", "bf16", "bf16"), "nan": ("bf16", "bf16", "bf16"),
 }  # fmt: skip
 
 #: benchmarks of these nominal lengths draw each length evenly from 0.8 to 1 of the nominal one; others keep to it
