@@ -240,10 +240,22 @@ def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_comet_on_the_card(no_torch: None) -> None:
     found = shelf.reproduce("comet")
     held = {name for name in comet.CLAIMS if row(found, comet, name).holds}
-    assert held == {"batch", "a100", "rtx3090"}
+    assert held == {"batch", "a100", "rtx3090", "schedule"}
     assert row(found, comet, "kernel").ours == pytest.approx(1.37, rel=0.05)
     assert row(found, comet, "rtx3090").ours == pytest.approx(2.42, rel=0.05)
     assert "sonde[run]" in row(found, comet, "fmpq").why
+
+
+@given(st.lists(st.floats(0.1, 5.0), min_size=1, max_size=60), st.integers(1, 12))
+def test_no_schedule_beats_the_mean_and_turns_are_no_faster(times: list[float], units: int) -> None:
+    whole = np.array(times)
+    turns, free = (comet.scheduled(whole, units, turns=it) for it in (True, False))
+    least = max(whole.max(), whole.sum() / units)
+    assert least <= free * (1 + 1e-9)
+    assert free <= whole.sum() / units + whole.max() + 1e-9
+    assert least <= turns * (1 + 1e-9)
+    if units == 1:
+        assert turns == pytest.approx(free)
 
 
 def test_comets_gain_is_gone_where_sums_are_many() -> None:
