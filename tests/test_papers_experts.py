@@ -231,3 +231,36 @@ def test_what_waits_for_prefix_caches_is_not_made_up():
     rows = cloudmatrix._caching()
     assert set(rows) == {"reuse", "ttft", "plane"}
     assert all(row.ours is None and not row.holds for row in rows.values())
+
+
+@needs_torch
+@pytest.mark.slow
+def test_two_processes_write_what_one_does():
+    from sonde.learn.handover import OUTPUT, handed_over
+
+    found = handed_over()
+    assert found.handed == found.alone
+    assert len(found.alone) == OUTPUT
+    assert len(set(found.alone)) > 5
+    assert found.spoiled != found.alone
+    assert min(found.first_s, found.again_s, found.reused_s) > 0.0
+
+
+@needs_torch
+def test_blocks_are_found_by_all_that_comes_before_them():
+    import torch
+
+    from sonde.learn.handover import BLOCK, OUTPUT, PROMPT, Kept
+
+    kept, prompt = Kept(), torch.arange(PROMPT) % 251
+    first, cached = kept.of(prompt)
+    assert (cached, len(first)) == (0, PROMPT + OUTPUT)
+    other = prompt.clone()
+    other[3 * BLOCK + 5] += 1
+    second, cached = kept.of(other)
+    assert cached == 3 * BLOCK
+    assert (second[:cached] == first[:cached]).all()
+    assert not set(second[cached:].tolist()) & set(first.tolist())
+    again, cached = kept.of(prompt)
+    assert cached == PROMPT - BLOCK  # the last block is computed, for the token after it
+    assert (again[:cached] == first[:cached]).all()

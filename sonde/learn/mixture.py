@@ -57,8 +57,8 @@ class Experts(Block):
         self.computed = 0
 
     def feed(self, x: Tensor) -> Tensor:
-        """Return what a token's experts make of it, weighted, for x [b, t, hidden]."""
-        tokens = x.flatten(0, 1)
+        """Return what a token's experts make of it, weighted, for x [..., hidden]."""
+        tokens = x.reshape(-1, x.shape[-1])
         weights, picked = self.routed(tokens)
         rows, slots = weights.nonzero(as_tuple=True)  # one entry a computed (token, expert) pair
         experts, order = picked[rows, slots].sort(stable=True)
@@ -93,8 +93,7 @@ class Experts(Block):
 def mixture(seed: int, steps: int = STEPS) -> Decoder:
     """Return a mixture of experts after `steps` steps of training on the standard library's text."""
     torch.manual_seed(seed)
-    model = Decoder(SHAPE)
-    model.blocks = nn.ModuleList([Experts(SHAPE) for _ in range(SHAPE.layers)])
+    model = untrained().train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.95))
     draws, text = torch.Generator().manual_seed(seed), texts()[0]
     with one_thread():
@@ -111,6 +110,13 @@ def mixture(seed: int, steps: int = STEPS) -> Decoder:
             optimiser.step()
     for block in blocks(model):
         block.balance = torch.zeros(())
+    return model.eval()
+
+
+def untrained() -> Decoder:
+    """Return a mixture as it is drawn by torch's generator."""
+    model = Decoder(SHAPE)
+    model.blocks = nn.ModuleList([Experts(SHAPE) for _ in range(SHAPE.layers)])
     return model.eval()
 
 

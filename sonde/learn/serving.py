@@ -92,8 +92,7 @@ def _block(block: Any, x: Tensor, turn: Tensor, at: tuple[Pages, int, Tensor, Se
         mixed[begin:end] = _attention(q[begin:end], pages, run, span)
         begin = end
     x = x + block.out(mixed.flatten(1))
-    gate, up = block.up(block.norms[1](x)).chunk(2, dim=-1)
-    y: Tensor = x + block.down(functional.silu(gate) * up)
+    y: Tensor = x + block.feed(block.norms[1](x))
     return y
 
 

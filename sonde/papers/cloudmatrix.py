@@ -6,6 +6,7 @@ are one device here: an NPU holds two experts where the paper's dies hold one ea
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from sonde.deployment.load import load
 from sonde.metrics import Outcome
 from sonde.papers.frame import Claim, Paper, Progress, Reproduction, Row, at_least, at_most, near
 from sonde.sim.simulate import simulate
+from sonde.techniques.acceptance import tokens_a_step
 from sonde.workload.requests import requests
 
 MODEL, NPU, CONTEXT, OUTPUT = "deepseek-r1", "ascend-910c", 4096, 128
@@ -87,6 +89,16 @@ CLAIMS = {
         "loads fall as rank^-0.5, no copies, in order", at_most(0.95),
         "the same loads with 32 copies, placed by load: the same ratio", at_least(0.95), recalled=True,
     ),
+    "handed": Claim(
+        "tokens that differ where prompts and decoding are two processes", None, "",
+        "a mixture of experts, caches shared here",
+        at_most(0.0), "one block of the caches lost on the way: tokens that differ", at_least(1.0),
+    ),
+    "reused": Claim(
+        "TTFT of a prompt of which nine tenths are cached, over none, on this machine", None, "×",
+        "2,048 bytes, blocks of 128 by hash, two processes", at_most(0.5),
+        "another prompt of which nothing is cached: the same ratio", at_least(0.7),
+    ),
     "reuse": Claim("prefill with 90 % of prompts cached", 2.28, "×", "context cache, 128 tokens a block",
                    near(2.28, 0.2), recalled=True),
     "ttft": Claim("TTFT with 90 % of prompts cached", -59, "%", "context cache", near(-59, 0.2), recalled=True),
@@ -98,8 +110,8 @@ CLAIMS = {
 def reproduce(progress: Progress) -> Reproduction:
     """Return what comes of every claim: one deployment, its techniques taken away in turn."""
     found: dict[str, Row] = {}
-    for i, part in enumerate((_points, _ablations, _prompts, _caching)):
-        progress(i, 4, ("decode points", "ablations", "prompts", "caching")[i])
+    for i, part in enumerate((_points, _ablations, _prompts, _handed, _caching)):
+        progress(i, 5, ("decode points", "ablations", "prompts", "two processes", "caching")[i])
         found |= part()
     late = [point for point in POINTS if (found[f"tpot{point.objective:g}"].ours or 0.0) > point.objective]
     notes = (
@@ -173,7 +185,8 @@ def _points() -> dict[str, Row]:
 def _ablations() -> dict[str, Row]:
     halved = PARAMETERS["two-microbatches"] | {"least": 0}
     streams = [decode(batch, two_microbatches=None) / decode(batch, two_microbatches=halved) for batch in (96, 8)]
-    guess = [1.7 * decode(batch) / decode(batch, multi_token_prediction=None) for batch in (96, 8)]
+    tokens = tokens_a_step(PARAMETERS["multi-token-prediction"]["acceptance"], 1)
+    guess = [tokens * decode(batch) / decode(batch, multi_token_prediction=None) for batch in (96, 8)]
     wide = decode(96, PREFILL) / decode(96)
     many = decode(384, PREFILL, 64) / decode(384, DECODE, 64)
     free = decode(96, two_microbatches=None) / decode(96, two_microbatches={"context": CONTEXT, "least": 0})
@@ -212,6 +225,26 @@ def _prompts() -> dict[str, Row]:
             control=mended,
         ),
     }
+
+
+def _handed() -> dict[str, Row]:
+    """Return what two processes that share caches write, and how soon, against one process that does both."""
+    keys = ("handed", "reused")
+    if importlib.util.find_spec("torch") is None:
+        return {key: CLAIMS[key].not_run("needs torch: pip install 'sonde[run]'") for key in keys}
+    from sonde.learn.handover import handed_over
+
+    found = handed_over()
+    differ, lost = (
+        sum(a != b for a, b in zip(found.alone, other, strict=True)) for other in (found.handed, found.spoiled)
+    )
+    return {
+        "handed": CLAIMS["handed"].came_out(differ, f"{len(found.alone)} tokens, compared one by one", control=lost),
+        "reused": CLAIMS["reused"].came_out(
+            found.reused_s / found.first_s, "what is left is a tenth of the prompt; the pool is memory of this machine",
+            control=found.again_s / found.first_s,
+        ),
+    }  # fmt: skip
 
 
 def _caching() -> dict[str, Row]:
