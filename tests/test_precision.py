@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,13 @@ from sonde.cost.operators import product, read_operators, token_operators
 from sonde.cost.roofline import bound
 from sonde.cost.shard import Kernel, Shard, shard
 from sonde.cost.table import Engine
+from sonde.deployment.load import load
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError
+from sonde.sim.simulate import simulate
 from sonde.techniques import low_bit_weights, tiles
 from sonde.techniques.compose import chosen, compiled
+from sonde.workload.requests import requests
 
 LLAMA, A100, H100, L40S, U280 = "llama-2-7b", "a100-sxm-80gb", "h100-sxm", "l40s", "alveo-u280"
 LAYERS = 32 * (4 * 4096**2 + 3 * 4096 * 11008)  # weights of Llama-2-7B in matrices of layers
@@ -143,6 +147,11 @@ def test_what_scaling_takes_is_results_by_groups(rows: int, group: int) -> None:
     )
 
 
+def test_a_group_is_no_longer_than_the_inputs() -> None:
+    times = [seconds(A100, 512, {"w4a8": {"group": group}}) for group in (4096, 65536)]
+    assert times[0] == pytest.approx(times[1], rel=0.01)  # but for the bytes of scales
+
+
 def test_half_the_groups_in_eight_bits_take_three_quarters_of_the_arithmetic() -> None:
     """Without general cores: work of 4 bits is half that of 8 on an A100, and the same where there is none."""
 
@@ -226,6 +235,23 @@ def test_attention_that_ends_bounds_caches_and_reading(sinks: int, window: int) 
     assert engine.memory.window_block_bytes == engine_of(A100).memory.block_bytes
     assert not engine.table.time.read.any()
     assert engine.table.time.read_window[1] > 0
+
+
+def test_a_simulated_request_holds_no_more_than_the_reach() -> None:
+    replica = {"model": LLAMA, "device": A100, "block_tokens": 16}
+    peaks = {}
+    for name, uses in (("plain", []), ("ends", [{"lambda-attention": {"sinks": 16, "window": 240}}])):
+        tree = load({"sites": [{"pools": [{"replica": replica}]}], "techniques": uses})
+        peaks[name] = float(simulate(tree, requests([0.0], [2000], [100])).peak_kv_bytes[0])
+    assert peaks["ends"] == 256 * 2 * 32 * 4096 * 2
+    assert peaks["plain"] == math.ceil(2099 / 16) * 16 * 2 * 32 * 4096 * 2
+
+
+@settings(max_examples=20)
+@given(bits=st.integers(1, 7), rows=st.integers(1, 4096), where=st.sampled_from([A100, H100, L40S, "rtx-3090"]))
+def test_fewer_bits_never_take_longer(bits: int, rows: int, where: str) -> None:
+    narrow, wide = (seconds(where, rows, {"low-bit-weights": {"number": f"int{n}"}}) for n in (bits, bits + 1))
+    assert narrow <= wide * (1 + 1e-9)
 
 
 def test_reading_no_longer_grows_once_the_window_is_full() -> None:

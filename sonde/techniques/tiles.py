@@ -117,7 +117,9 @@ def in_tiles(part: Shard, operator: Operator, tiles: Tiles, rate: float) -> Oper
         curve=operator.curve.partition("/")[0] + "/int8",
     )
     found = widened(part, found, tiles.conversion, rate, (1.0 - tiles.four) * weights_of(operator))
-    sums = operator.flops / (2.0 * tiles.group)
+    sums = operator.flops / (2.0 * tiles.group)  # results by groups; a group is no longer than the inputs
+    if operator.kind == "gemm":
+        sums = np.maximum(sums, operator.rows * operator.columns)
     return found._replace(host_s=found.host_s + sums * tiles.dequantisation / rate)
 
 
