@@ -27,12 +27,12 @@ TECHNIQUES: dict[str, str] = {
     "pruning": "pruning",
     "fused-layers": "fused_layers",
     "two-microbatches": "two_microbatches",
-    "multi-token-prediction": "multi_token_prediction",
-    "speculative-decoding": "speculative_decoding",
     "peer-memory": "peer_memory",
     "nano-batches": "nano_batches",
     "padding-elimination": "padding_elimination",
     "async-scheduling": "async_scheduling",
+    "multi-token-prediction": "multi_token_prediction",
+    "speculative-decoding": "speculative_decoding",
     "token-budget": "token_budget",
 }
 
