@@ -148,7 +148,7 @@ def test_what_scaling_takes_is_results_by_groups(rows: int, group: int) -> None:
 
 
 def test_a_group_is_no_longer_than_the_inputs() -> None:
-    times = [seconds(A100, 512, {"w4a8": {"group": group}}) for group in (4096, 65536)]
+    times = [seconds(A100, 512, {"w4a8": {"group": group, "folded": False}}) for group in (4096, 65536)]
     assert times[0] == pytest.approx(times[1], rel=0.01)  # but for the bytes of scales
 
 
@@ -170,7 +170,18 @@ def test_half_the_groups_in_eight_bits_take_three_quarters_of_the_arithmetic() -
 def test_w4a8_is_w4a4_with_no_group_in_four_bits() -> None:
     mixed = {"w4a4": {"four": 0.0, "cache_bits": 16}}
     for rows in (1, 100, 5000):
-        assert seconds(A100, rows, "w4a8") == seconds(A100, rows, mixed)
+        assert seconds(A100, rows, {"w4a8": {"folded": False, "conversion": 0.5}}) == seconds(A100, rows, mixed)
+
+
+def test_folded_scales_leave_one_scaling_a_result() -> None:
+    def use(instructions: float, **more: bool) -> dict[str, Any]:
+        return {"w4a8": {"dequantisation": instructions, **more}}
+
+    added = seconds(A100, 1024, use(20)) - seconds(A100, 1024, use(0))
+    assert added == pytest.approx(20 * 1024 * 4096 / (19.5e12 / 2), rel=1e-6)
+    by_group = seconds(A100, 1024, use(20, folded=False)) - seconds(A100, 1024, use(0, folded=False))
+    assert by_group / added == pytest.approx(4096 / 128, rel=1e-6)
+    assert seconds(A100, 4096, "w4a8") < seconds(A100, 4096)  # QServe's prompts gain on an A100, where COMET's lose
 
 
 def test_caches_in_four_bits_hold_almost_four_times_the_tokens() -> None:

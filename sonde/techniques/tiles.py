@@ -38,6 +38,8 @@ class Tiles(NamedTuple):
     dequantisation   instructions in line for every result and group
     conversion       hidden instructions that bring a weight to 8 bits, where its group is in 8
     packing          products of one 8-bit multiplier at a time
+    folded           whether weights take their groups' scales as they are brought to 8 bits, so that each result is
+                     scaled once
     """
 
     four: float
@@ -45,6 +47,7 @@ class Tiles(NamedTuple):
     dequantisation: float = DEQUANTISATION
     conversion: float = 0.5
     packing: float = 1.0
+    folded: bool = False
 
     @property
     def activation_bytes(self) -> float:
@@ -117,10 +120,19 @@ def in_tiles(part: Shard, operator: Operator, tiles: Tiles, rate: float) -> Oper
         curve=operator.curve.partition("/")[0] + "/int8",
     )
     found = widened(part, found, tiles.conversion, rate, (1.0 - tiles.four) * weights_of(operator))
-    sums = operator.flops / (2.0 * tiles.group)  # results by groups; a group is no longer than the inputs
-    if operator.kind == "gemm":
-        sums = np.maximum(sums, operator.rows * operator.columns)
+    sums = _results(part, operator)
+    if not tiles.folded:  # results by groups; a group is no longer than the inputs
+        sums = np.maximum(sums, operator.flops / (2.0 * tiles.group))
     return found._replace(host_s=found.host_s + sums * tiles.dequantisation / rate)
+
+
+def _results(part: Shard, operator: Operator) -> Floats:
+    """Return how many numbers a product yields; of experts, those of its gate, its inner and its outer matrix."""
+    if operator.kind == "gemm":
+        return np.asarray(operator.rows * operator.columns, dtype=np.float64)
+    hidden_, inner = part.model.hidden, operator.columns
+    pairs = operator.flops / (6.0 * hidden_ * inner)
+    return np.asarray(pairs * (hidden_ + 2.0 * inner), dtype=np.float64)
 
 
 def cache_widened(part: Shard, operator: Operator, instructions: float, rate: float) -> Operator:

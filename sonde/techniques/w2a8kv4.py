@@ -13,9 +13,13 @@ from sonde.techniques.w4a8 import Integers, multiplied, narrow, tiles_of
 
 
 class Narrow(Integers):
-    """`packing`: products that one 8-bit multiplier yields at a time, of 2-bit weights (FPGA: 2; GPU: 1)."""
+    """`packing`: products that one 8-bit multiplier yields at a time, of 2-bit weights (FPGA: 2; GPU: 1).
+
+    Activations have one scale a token, so that weights take their groups' scales on the way to 8 bits.
+    """
 
     cache_bits: int = Field(default=4, ge=2, le=16)
+    conversion: float = Field(default=1.0, ge=0, le=100)
     packing: float = Field(default=1.0, ge=1, le=8)
 
 
@@ -26,7 +30,8 @@ def shard(part: Shard, narrowed: Narrow) -> Shard:
 
 def operators(part: Shard, found: list[Operator], narrowed: Narrow) -> list[Operator]:
     """Return the operators with products of 8-bit integers."""
-    return multiplied(part, found, tiles_of(narrowed, 0.0, narrowed.packing), narrowed, "w2a8kv4")
+    tiles = tiles_of(narrowed, 0.0, narrowed.packing)._replace(folded=True)
+    return multiplied(part, found, tiles, narrowed, "w2a8kv4")
 
 
 TECHNIQUE = Technique(

@@ -79,22 +79,33 @@ def tiles_of(integers: Integers, four: float, packing: float = 1.0) -> Tiles:
     return Tiles(four, integers.group, integers.dequantisation, integers.conversion, packing)
 
 
-def shard(part: Shard, integers: Integers) -> Shard:
+class Folded(Integers):
+    """`folded`: weights take their groups' scales on the way to 8 bits, and sums are scaled once (QServe).
+
+    Where they don't, every group's sums are, as with activations that have scales by group (COMET).
+    """
+
+    folded: bool = True
+    conversion: float = Field(default=1.0, ge=0, le=100)
+
+
+def shard(part: Shard, folded: Folded) -> Shard:
     """Return the share of a device whose layers hold weights in 4 bits."""
-    return narrow(part, 4, "w4a8", integers)
+    return narrow(part, 4, "w4a8", folded)
 
 
-def operators(part: Shard, found: list[Operator], integers: Integers) -> list[Operator]:
+def operators(part: Shard, found: list[Operator], folded: Folded) -> list[Operator]:
     """Return the operators with products of 8-bit integers."""
-    return multiplied(part, found, tiles_of(integers, 0.0), integers, "w4a8")
+    tiles = tiles_of(folded, 0.0)._replace(folded=folded.folded)
+    return multiplied(part, found, tiles, folded, "w4a8")
 
 
 _TWICE = "both say what weights are held in"
 
 TECHNIQUE = Technique(
     title="weights in 4 bits, activations in 8, multiplied as integers",
-    source="Liu et al., COMET, 2024, arXiv 2410.12168",
-    parameters=Integers,
+    source="Lin et al., QServe, MLSys 2025, arXiv 2405.04532; Liu et al., COMET, 2024, arXiv 2410.12168",
+    parameters=Folded,
     cannot={"w4a4": "w4a4 with a share below 1 has W4A8 groups beside its own", "w2a8kv4": _TWICE},
     shard=shard,
     operators=operators,
