@@ -318,6 +318,23 @@ def test_two_overlaps_of_one_batch_are_refused():
         chosen(["nano-batches", "two-microbatches"])
 
 
+@pytest.mark.parametrize(
+    "uses",
+    [
+        ["w4a8", "nano-batches"],
+        ["peer-memory", "nano-batches", {"padding-elimination": {"fill": 0.6}}, "async-scheduling"],
+        ["lambda-attention", "nano-batches", "async-scheduling"],
+    ],
+)
+def test_together_they_leave_a_table_that_can_be_run(uses):
+    for replica in (LLAMA8, LLAMA8.model_copy(update={"engine": "vllm"})):
+        for table in engine(replica, *uses).table[:2]:
+            assert table.linear[0] == 0
+            assert (table.linear[1:] > 0).all()
+            assert (np.diff(table.linear[1:]) > -1e-4 * table.linear[-1]).all()
+            assert table.slope > 0
+
+
 def test_nano_batches_serve_more_when_full_and_the_same_when_idle():
     def tree(*techniques):
         return load({"sites": [{"pools": [{"replica": LLAMA70.model_dump()}]}], "techniques": list(techniques)})
