@@ -152,6 +152,24 @@ def test_a_group_is_no_longer_than_the_inputs() -> None:
     assert times[0] == pytest.approx(times[1], rel=0.01)  # but for the bytes of scales
 
 
+@pytest.mark.parametrize(("where", "measured"), [(A100, 1.2), (L40S, 1.4)])
+def test_qserve_w4a8kv4_gains_as_measured(where: str, measured: float) -> None:
+    """Tokens/s of Llama-3-8B, 1,024 tokens in and 512 out, saturated, over the best of TensorRT-LLM's precisions."""
+
+    def rate(precision: str, *uses: Any) -> float:
+        tree = load({
+            "sites": [{"pools": [{"replica": {
+                "model": "llama-3-8b", "device": where, "engine": "trtllm", "weights": precision,
+                "activations": precision, "kv_cache": precision,
+            }}]}],
+            "techniques": list(uses),
+        })  # fmt: skip
+        return 1 / float(simulate(tree, requests([0.0] * 256, [1024] * 256, [512] * 256)).finish_s.max())
+
+    best = max(rate("fp16"), rate("int8"), rate("fp16", "low-bit-weights"))
+    assert rate("fp16", {"w4a8": {"cache_bits": 4}}) / best == pytest.approx(measured, rel=0.1)
+
+
 def test_half_the_groups_in_eight_bits_take_three_quarters_of_the_arithmetic() -> None:
     """Without general cores: work of 4 bits is half that of 8 on an A100, and the same where there is none."""
 
