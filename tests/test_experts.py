@@ -20,7 +20,7 @@ from sonde.cost.operators import token_operators
 from sonde.cost.placement import Placement, busiest, copies, fullest, nodes_met, placed, popularity, zipf
 from sonde.cost.served import served
 from sonde.cost.shard import shard
-from sonde.cost.table import coefficients
+from sonde.cost.table import Client, coefficients
 from sonde.deployment.load import load
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError
@@ -456,3 +456,52 @@ def test_they_run_together_in_a_deployment():
     assert np.isfinite(with_.finish_s).all()
     assert np.median(with_.tpot_s) < np.median(without.tpot_s)
     assert with_.finish_s.max() < without.finish_s.max()
+
+
+def drawn_guesses(whole, arrivals, prompt, output, acceptance):
+    """Step a chunked engine step by step: whole steps, of which every sequence takes as many tokens as were right."""
+    draws = np.random.default_rng(0)
+    clock, waiting, done, made = 0.0, list(range(len(arrivals))), dict[int, int](), dict[int, float]()
+    first, finish = np.zeros(len(arrivals)), np.zeros(len(arrivals))
+    while waiting or done or made:
+        arrived = [i for i in waiting if arrivals[i] <= clock]
+        if not (arrived or done or made):
+            clock = arrivals[waiting[0]]
+            continue
+        room, tokens, area = max(whole.token_budget - 2 * len(made), 0), 0, 0.0
+        ended = []
+        for i in [*done, *arrived]:
+            chunk = min(room, prompt - done.get(i, 0))
+            if chunk <= 0:
+                break
+            if i in waiting:
+                waiting.remove(i)
+            start = done.get(i, 0)
+            area += chunk * (start + chunk / 2)
+            done[i], room, tokens = start + chunk, room - chunk, tokens + chunk
+            if done[i] == prompt:
+                ended.append(i)
+        read = sum(prompt + count for count in made.values())
+        clock += coefficients(whole.table.time, tokens, len(made), area, read)
+        for i in list(made):
+            made[i] += 1 + (draws.random() < acceptance)
+            if made[i] >= output:
+                finish[i] = clock
+                del made[i]
+        for i in ended:
+            first[i], made[i] = clock, 1.0
+            del done[i]
+    return first - arrivals, (finish - first) / (output - 1)
+
+
+@pytest.mark.parametrize(("rate", "prompt"), [(2.0, 1500), (8.0, 1500), (8.0, 300), (8.0, 6000)])
+def test_mixed_steps_of_guesses_are_close_to_stepping_them(rate, prompt):
+    """The one place where the table is not exact: prompts and guesses in one step."""
+    chat = R1.model_copy(update={"batching": Batching(policy="chunked", max_batch=256, token_budget=2048)})
+    arrivals = np.arange(60) / rate
+    fast = engine(chat, "sequence-parallel", {"multi-token-prediction": {"acceptance": 0.7}})
+    whole = engine(chat, "sequence-parallel", {"multi-token-prediction": {"acceptance": 0.0}})
+    outcome = run(requests(arrivals, [prompt] * 60, [100] * 60), ((fast._replace(client=Client()), 1),))
+    ttft, tpot = drawn_guesses(whole, arrivals, prompt, 100, 0.7)
+    assert np.median(outcome.tpot_s) == pytest.approx(np.median(tpot), rel=0.15)
+    assert np.mean(outcome.ttft_s) == pytest.approx(np.mean(ttft), rel=0.3)

@@ -54,7 +54,10 @@ def engine(engine: Engine, part: Shard, module: Module) -> Engine:
 
 def deeper(model: Model) -> Model:
     """Return the model with one more layer, of its last mixer that keeps a cache and its last feed-forward."""
-    last = max(i for i, mixer in enumerate(model.mixers) if mixer.kind in ("attention", "mla"))
+    found = [i for i, mixer in enumerate(model.mixers) if mixer.kind in ("attention", "mla")]
+    if not found:
+        raise InputError("techniques.multi-token-prediction", model.name, "needs a model with attention to deepen")
+    last = found[-1]
     mixers = tuple(replace(m, layers=m.layers + 1) if i == last else m for i, m in enumerate(model.mixers))
     forwards = (*model.feedforwards[:-1], replace(model.feedforwards[-1], layers=model.feedforwards[-1].layers + 1))
     return replace(model, layers=model.layers + 1, mixers=mixers, feedforwards=forwards)
