@@ -266,6 +266,15 @@ def test_attention_that_ends_bounds_caches_and_reading(sinks: int, window: int) 
     assert engine.table.time.read_window[1] > 0
 
 
+def test_within_the_reach_attention_that_ends_changes_nothing() -> None:
+    """Steps of decoding below the window take what they took."""
+    plain, ends = (engine_of(A100, *uses).table.time for uses in ((), ("lambda-attention",)))
+    assert ends.read_window[8] == pytest.approx(plain.read[8])
+    assert ends.prefill_window == pytest.approx(plain.prefill)
+    assert ends.decode[8] == pytest.approx(plain.decode[8])
+    assert ends.linear[512] == pytest.approx(plain.linear[512])
+
+
 def test_a_simulated_request_holds_no_more_than_the_reach() -> None:
     replica = {"model": LLAMA, "device": A100, "block_tokens": 16}
     peaks = {}

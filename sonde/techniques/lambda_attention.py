@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from sonde.catalogue.efficiencies import Efficiencies
 from sonde.catalogue.model import Mixer
 from sonde.cost.shard import Shard
 from sonde.errors import InputError
@@ -32,7 +33,18 @@ def shard(part: Shard, reach: Reach) -> Shard:
             "techniques.lambda-attention", kept,
             f"changes nothing: {part.model.name} has no attention whose keys and values grow beyond so many tokens",
         )  # fmt: skip
-    return replace(part, model=replace(part.model, mixers=cut))
+    own = any(mixer.window and mixer is new for mixer, new in zip(part.model.mixers, cut, strict=True))
+    reached = part.efficiencies if own else _plain(part.efficiencies)
+    return replace(part, model=replace(part.model, mixers=cut), efficiencies=reached)
+
+
+def _plain(reached: Efficiencies) -> Efficiencies:
+    """Return efficiencies by which windows are read as caches of that length are: what is kept lies together.
+
+    Not for models with windows of their own, whose kernels have been measured.
+    """
+    plain = {name: name.replace("window-", "attention-", 1) for name in reached.curves if name.startswith("window-")}
+    return replace(reached, curves={**reached.curves, **{name: reached.of(other) for name, other in plain.items()}})
 
 
 def _cut(mixer: Mixer, kept: int) -> Mixer:
