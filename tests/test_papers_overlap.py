@@ -38,7 +38,9 @@ def test_nanoflow_comes_out_on_its_own_hardware():
     assert rows["gain"].control == pytest.approx(1)
     assert rows["alike"].ours == pytest.approx(1)
     assert rows["cut"].ours > 0 > rows["cut"].control
-    assert len(notes) == len(nanoflow.STATED)
+    assert len(notes) == 1 + len(nanoflow.STATED)
+    gains = [float(word.split()[0]) for word in notes[0].split(": ")[1].split(", ")]
+    assert 1.05 < gains[2] < gains[1] < gains[0] < 1.3
 
 
 def test_energonai_comes_out_on_a100s():
