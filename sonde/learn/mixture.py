@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,6 +155,31 @@ def traced(model: Decoder, rows: int, length: int, seed: int) -> NDArray[np.int6
     for block in blocks(model):
         block.chosen = None
     return found.reshape(len(found), rows, length, TOP_K)
+
+
+def foreseen(model: Decoder, rows: int, length: int, seed: int) -> tuple[float, float]:
+    """Return the share of experts that a layer's router picks before its attention has run, and that of its usual ones.
+
+    The first is what can be fetched while attention runs; the second fetches the `top_k` that a layer picks most.
+    """
+    text = batch(texts()[1], rows, length, torch.Generator().manual_seed(seed))
+    early: list[Tensor] = []
+
+    def look(block: Experts, inputs: tuple[Any, ...]) -> None:
+        early.append(block.routed(block.norms[1](inputs[0]).flatten(0, 1))[1])
+
+    hooks = [block.register_forward_pre_hook(look) for block in blocks(model)]
+    with one_thread(), torch.no_grad():
+        model(text[:, :-1])
+    for hook in hooks:
+        hook.remove()
+    late = traced(model, rows, length, seed).reshape(len(early), -1, TOP_K)
+    right, usual = [], []
+    for first, layer in zip(early, late, strict=True):
+        common = np.argsort(np.bincount(layer.ravel(), minlength=EXPERTS))[-TOP_K:]
+        right.append(np.mean([np.isin(a, b) for a, b in zip(layer, first.numpy(), strict=True)]))
+        usual.append(np.isin(layer, common).mean())
+    return float(np.mean(right)), float(np.mean(usual))
 
 
 def without(trace: NDArray[np.int64], count: int, *, most_used: bool) -> list[Gate]:

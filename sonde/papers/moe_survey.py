@@ -54,6 +54,10 @@ CLAIMS = {
         "the same by use (LFU) over LRU", None, "×", "a quarter of experts in memory", at_least(1.0),
         "room for all experts: the same ratio", Range(0.999, 1.001),
     ),
+    "foreseen": Claim(
+        "experts that a layer's router picks before its attention has run", None, "%", "to be fetched meanwhile",
+        at_least(50.0), "the two that a layer picks most, fetched every time", at_most(40.0),
+    ),
     "gating": Claim(
         "expert FLOP saved by skipping second experts, at 0.5 % more bits", None, "%", "held-out text",
         at_least(10.0), "as many seconds skipped at random: bits added over those that gating adds", at_least(1.1),
@@ -100,6 +104,7 @@ _WHY = {
     "busiest": "a token's two experts differ and neighbours choose alike; the cost model draws all on their own",
     "cache": "neighbouring bytes choose alike; popularity alone, without their order, gives what the control does",
     "frequency": "counts from the start keep experts that were hot once; what is hot moves with the text",
+    "foreseen": "twice what popularity gives; in a model of two layers, attention is much of a token's state",
     "gating": "weak seconds are the ones skipped",
     "pruned": "use in a trace is a fair guess of what an expert is worth; nothing is trained after",
     "merged": "averaged experts compute neither of the two functions: those who gain by it train after",
@@ -113,7 +118,7 @@ def _row(key: str, found: Sequence[Found]) -> Row:
 
 
 def _one(seed: int) -> Found:
-    from sonde.learn.mixture import judged, mixture, traced
+    from sonde.learn.mixture import foreseen, judged, mixture, traced
 
     model = mixture(seed)
     base = judged(model)
@@ -125,6 +130,7 @@ def _one(seed: int) -> Found:
     with TemporaryDirectory() as folder:
         _placement(trace[-1], other[-1], Path(folder), ours, control)
     _busiest(trace[-1], ours, control)
+    ours["foreseen"], control["foreseen"] = (100 * share for share in foreseen(model, 32, 128, seed=13))
     tables["cache, share of experts held: LRU, best"] = _cached(trace, ours, control)
     tables["adaptive gating: pairs a token, bits"] = _gated(model, base, ours, control)
     tables["fewer experts: held, bits"] = _fewer(model, base, trace, ours)
