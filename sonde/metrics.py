@@ -64,6 +64,27 @@ class Timeline(NamedTuple):
     waiting: Floats
 
 
+class Travel(NamedTuple):
+    """What went over links, where replicas depend on each other. Per request [n]:
+
+    source i4         the replica that computed its prompt, where another one decoded (-1: none did)
+    landed_s f8       when its cache last came to the replica that decodes (NaN: it never moved)
+    cached_tokens i4  tokens of its prompt that were found in a prefix cache
+    moves i4          live migrations
+    links             one record per link: bytes, transfers, busy (s)
+    evicted, migrations, given_up   blocks given up by caches, migrations that came off, and that did not
+    """
+
+    source: NDArray[np.int32]
+    landed_s: Floats
+    cached_tokens: NDArray[np.int32]
+    moves: NDArray[np.int32]
+    links: NDArray[np.void]
+    evicted: int
+    migrations: int
+    given_up: int
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """What happened to every request, and to every replica. NaN stands for "never".
@@ -93,6 +114,7 @@ class Outcome:
     arrival_s: Floats  # when each request was sent: as asked for (open loop), or when a client came free
     electricity_usd: float = 0.0  # where a site pays for power apart from its devices
     carbon_g: float = 0.0  # of CO2, for all that the sites drew
+    travel: Travel | None = None  # where replicas depend on each other
     aborted: bool = False  # stopped early since an objective could no longer be met: figures are partial
     either: Callable[[], tuple[Outcome, Outcome]] | None = None  # the same run at the fast end, and at the slow end
 

@@ -59,6 +59,8 @@ class Replica:
     busy: float = 0.0
     energy: float = 0.0
     peak: int = 0
+    outside: dict[int, int] = field(default_factory=dict)  # tokens whose memory is held for what is on a link
+    places: int = 0  # in the batch, held for what comes
 
     def size(self, tokens: int) -> int:
         m, window = self.engine.memory, self.engine.table.window
@@ -76,7 +78,11 @@ class Replica:
                 total += self.size(s.cached + (1 if growing else 0))
             else:
                 total += self.size(s.target)
-        return total
+        return total + sum(self.size(tokens) for tokens in self.outside.values())
+
+    @property
+    def full(self) -> bool:
+        return len(self.admitted) + self.places >= self.engine.max_batch
 
     def cost(self, c: Coefficients, decodes: bool) -> float:
         window = self.engine.table.window
@@ -130,6 +136,7 @@ class Stepper:
             now = min([arrival, *ends, *wakes])
             if now == math.inf:
                 return self
+            self.now = now
             self.finished.clear()
             if now in ends:
                 replica = next(r for r in self.replicas if r.end == now)
@@ -155,7 +162,11 @@ class Stepper:
             )
             for r in self.replicas
         ]  # fmt: skip
-        view = routing.PoolView(*(np.array(c, np.int64) for c in zip(*columns, strict=True)))
+        zero = np.zeros(len(columns), np.int64)
+        grows = [max(1, r.engine.memory.block_bytes // r.engine.memory.block_tokens) for r in self.replicas]
+        view = routing.PoolView(
+            *(np.array(c, np.int64) for c in zip(*columns, strict=True)), *[zero] * 4, np.array(grows)
+        )
         d = self.draws[s.index]
         r = self.replicas[
             self.route(view, routing.RequestView(s.index, now, s.prompt, s.priority, s.session, d[0], d[1]))
@@ -177,7 +188,7 @@ class Stepper:
 
     @staticmethod
     def left(r):
-        todo = sum(s.target for s in r.queue if not s.swapped)
+        todo = sum(s.target - s.done for s in r.queue if not s.swapped)
         busy = {id(s): s for s, _ in r.chunks} | ({id(r.prefilling): r.prefilling} if r.prefilling else {})
         return todo + sum(s.target - s.done for s in busy.values())
 
@@ -191,7 +202,9 @@ class Stepper:
 
     def form(self, r, now):
         e = r.engine
-        r.start, r.chunks, seconds, preempted = now, [], 0.0, 0
+        r.chunks = []
+        self.before_form(r, now)
+        r.start, seconds, preempted = now, 0.0, 0
         left, decode, whole = self.ask(r)
         while True:
             out = 0
@@ -207,6 +220,7 @@ class Stepper:
                 left, decode, whole = self.ask(r)
             else:
                 break
+        self.before_step(r, now, decode)
         r.decodes = decode and bool(r.decoding)
         r.in_step = list(r.decoding) if r.decodes else []
         if not r.chunks and not r.decoding:
@@ -216,12 +230,25 @@ class Stepper:
         r.end = now + (r.cost(e.table.time, r.decodes) + seconds)
         r.energy_step = r.cost(e.table.energy, r.decodes) + seconds * e.idle_w
 
+    def before_form(self, r, now):
+        pass
+
+    def before_step(self, r, now, decode):
+        pass
+
+    def prompt_done(self, r, s, now):
+        """Return whether the request stays, to decode where its prompt was computed."""
+        return True
+
+    def gone(self, r, s, now):
+        pass
+
     def prepare_decode(self, r):
         count, seconds = 0, 0.0
         while r.used(growing=True) > r.engine.memory.capacity_bytes:
             seconds += self.preempt(r)
             count += 1
-        while not count and r.queue and r.queue[0].swapped and len(r.admitted) < r.engine.max_batch:
+        while not count and r.queue and r.queue[0].swapped and not r.full:
             s = r.queue[0]
             if r.used(growing=True) + r.size(s.cached + 1) > r.engine.memory.capacity_bytes:
                 break
@@ -232,11 +259,11 @@ class Stepper:
             seconds += r.size(s.cached) / r.engine.memory.swap_bytes_per_s
         return count, seconds
 
-    @staticmethod
-    def preempt(r):
+    def preempt(self, r):
         lowest = max(s.priority for s in r.admitted)
         s = [s for s in r.admitted if s.priority == lowest][-1]
         r.admitted.remove(s)
+        self.gone(r, s, self.now)
         s.preemptions += 1
         seconds = 0.0
         if s is r.prefilling:
@@ -262,21 +289,22 @@ class Stepper:
             left -= chunk
             if s.done + chunk == s.target:
                 r.prefilling = None
-        while left > 0 and r.queue and len(r.admitted) < r.engine.max_batch and r.prefilling is None:
+        while left > 0 and r.queue and not r.full and r.prefilling is None:
             s = r.queue[0]
             need = r.size(s.prompt + s.output - 1) if r.policy.reserve_output else r.size(s.target)
             if s.swapped or r.used(growing) + need > r.engine.memory.capacity_bytes:
                 break
-            if whole and s.target > left and r.chunks:
+            rest = s.target - s.done
+            if whole and rest > left and r.chunks:
                 break
             r.queue.pop(0)
             r.admitted.append(s)
             if math.isnan(s.scheduled):
                 s.scheduled = now
-            chunk = s.target if whole else min(s.target, left)
+            chunk = rest if whole else min(rest, left)
             r.chunks.append((s, chunk))
             left -= chunk
-            if chunk < s.target:
+            if chunk < rest:
                 r.prefilling = s
 
     def end_step(self, r, now):
@@ -304,12 +332,13 @@ class Stepper:
             self.gaps.append(now - s.last)
         s.last = now
         if s.made < s.output:
-            if s not in r.decoding:
+            if s not in r.decoding and self.prompt_done(r, s, now):
                 r.decoding.append(s)
             return
         s.finish = now
         self.finished.append((now, s))
         r.admitted.remove(s)
+        self.gone(r, s, now)
         if s in r.decoding:
             r.decoding.remove(s)
         if r.policy.hold_slots:

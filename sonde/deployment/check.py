@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from sonde.catalogue.device import PRECISION_BYTES, Device
 from sonde.catalogue.model import Model
+from sonde.deployment.paths import check_paths
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment, Pool, Replica
 from sonde.errors import InputError, unknown
@@ -44,6 +45,7 @@ def check(deployment: Deployment) -> tuple[str, ...]:
                     f"{path}.replica.model", pool.replica.model, f"must be {first!r} as in the first pool",
                     "one router stands before all pools, so users would be answered by either model",
                 )  # fmt: skip
+    check_paths(deployment)
     return tuple(warnings)
 
 

@@ -8,40 +8,21 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
+from sonde.deployment.network import Cache, Link, Migration, Path
+from sonde.deployment.node import Choice, Line, quantity, refuse, repeated
 from sonde.errors import InputError
 from sonde.units import parse
 
+__all__ = [
+    "Batching", "Cache", "Choice", "Deployment", "Dollars", "Line", "Link", "Migration", "Path", "Pool", "PowerCap",
+    "Precision", "Replica", "Routing", "Site", "Use", "refuse", "repeated",
+]  # fmt: skip
+
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
-
-
-class Choice(BaseModel):
-    """Base of every node: frozen, and a key that it does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-def refuse(field: str, value: object, allowed: str, consequence: str = "") -> NoReturn:
-    """Raise what a validator raises: `field` is relative to its node; `load` turns it into an InputError."""
-    raise PydanticCustomError(
-        "refused",
-        "{field} = {value}: {allowed}",
-        {"field": field, "value": value, "allowed": allowed, "consequence": consequence},
-    )
-
-
-def _dollars(value: object) -> object:
-    """Return dollars per hour for a price in words, such as "$2.10/h", and anything else as it is."""
-    try:
-        return parse(value, "price", zero=True) if isinstance(value, str) else value
-    except InputError as error:
-        refuse("", value, error.allowed, error.consequence)
 
 
 def _power_cap(value: object) -> object:
@@ -59,18 +40,11 @@ def _power_cap(value: object) -> object:
 
 _SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
 
-#: one line of text: YAML does not keep control characters and rarer ends of lines apart
-Line = Annotated[str, Field(min_length=1, max_length=400, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]+$")]
-Dollars = Annotated[float, BeforeValidator(_dollars), Field(ge=0)]
+Dollars = Annotated[float, quantity("price", zero=True), Field(ge=0)]
 #: watts, or "60 %" of what the device draws at most
 PowerCap = Annotated[
     Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")], BeforeValidator(_power_cap)
 ]
-
-
-def repeated(values: Iterable[object]) -> list[object]:
-    """Return the values that are there more than once."""
-    return [value for value, count in Counter(values).items() if count > 1]
 
 
 class Batching(Choice):
@@ -168,6 +142,10 @@ class Deployment(Choice):
 
     sites: tuple[Site, ...] = Field(min_length=1)
     routing: Routing = Routing()
+    links: dict[Line, Link] = Field(default_factory=dict)
+    path: Path | None = None  # every pool serves requests from first to last where there is none
+    cache: Cache | None = None
+    migration: Migration | None = None
     techniques: tuple[Use, ...] = ()
 
     @model_validator(mode="after")

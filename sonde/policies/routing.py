@@ -21,6 +21,11 @@ class PoolView(NamedTuple):
     running_tokens  tokens that the decoding sequences hold in their KV cache
     kv_used         bytes of KV memory taken
     kv_capacity     bytes of KV memory
+    cached_tokens   tokens at the head of this request's prompt that the replica need not compute
+    head_tokens     prompt tokens of the request that is next in its queue
+    urgent          whether a request of the most urgent of several priorities runs
+    moving          sequences on their way to or from it
+    token_bytes     bytes of KV memory that one more token of a sequence takes
     """
 
     queued: NDArray[np.int64]
@@ -29,6 +34,11 @@ class PoolView(NamedTuple):
     running_tokens: NDArray[np.int64]
     kv_used: NDArray[np.int64]
     kv_capacity: NDArray[np.int64]
+    cached_tokens: NDArray[np.int64]
+    head_tokens: NDArray[np.int64]
+    urgent: NDArray[np.int64]
+    moving: NDArray[np.int64]
+    token_bytes: NDArray[np.int64]
 
 
 class RequestView(NamedTuple):
@@ -94,11 +104,36 @@ def session(view: PoolView, request: RequestView) -> int:
     return ((key * 2654435761) % 4294967296 >> 7) % len(view.queued)
 
 
+def prefix(view: PoolView, request: RequestView) -> int:
+    """Pick the replica with the fewest prompt tokens to compute, what it has cached of this prompt left out."""
+    n = len(view.queued)
+    best = request.number % n
+    for step in range(1, n):
+        i = (request.number + step) % n
+        if view.queued_tokens[i] - view.cached_tokens[i] < view.queued_tokens[best] - view.cached_tokens[best]:
+            best = i
+    return best
+
+
+def freeness(view: PoolView, request: RequestView) -> int:
+    """Pick the replica whose memory lasts its batch for the most steps, all that waits counted in (Llumnix)."""
+    n = len(view.queued)
+    best, most = request.number % n, -np.inf
+    for step in range(n):
+        i = (request.number + step) % n
+        room = view.kv_capacity[i] - view.kv_used[i] - view.queued_tokens[i] * view.token_bytes[i]
+        steps = room / (view.token_bytes[i] * max(view.running[i] + view.queued[i], 1))
+        if steps > most:
+            best, most = i, steps
+    return best
+
+
 class Routing(NamedTuple):
-    """A routing policy, and whether it looks at tokens or KV memory (which costs a little to know exactly)."""
+    """A routing policy, and what it looks at that costs a little to know: tokens and KV memory, cached prefixes."""
 
     function: Callable[[PoolView, RequestView], int]
     sees_tokens: bool = True
+    sees_cache: bool = False
 
 
 POLICIES: dict[str, Routing] = {
@@ -108,4 +143,6 @@ POLICIES: dict[str, Routing] = {
     "least-tokens": Routing(least_tokens),
     "power-of-two": Routing(power_of_two, sees_tokens=False),
     "session": Routing(session, sees_tokens=False),
+    "prefix": Routing(prefix, sees_cache=True),
+    "freeness": Routing(freeness),
 }

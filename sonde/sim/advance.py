@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sonde.sim.batch import clear, complete, join, leave, saturate, stall
+from sonde.sim.handover import leave as leave_for_decoding
 from sonde.sim.jit import i64, part
 from sonde.sim.lists import pop_end
 from sonde.sim.memory import growth
@@ -57,6 +58,9 @@ def end_prompt(w: World, r: int, i: int, now: float) -> bool:
     work.done = work.target
     work.last = now
     if work.made < w.output[i]:
+        if w.engines[w.replicas[r].engine].hands_over:
+            leave_for_decoding(w, r, i)
+            return False
         join(w, r, i, i64(work.target))
         return True
     complete(w, r, i, now)
@@ -101,7 +105,7 @@ def finish(w: World, r: int) -> None:
 @part
 def publish(w: World, r: int) -> None:
     """Show the router how many requests replica `r` has queued and running."""
-    w.seen.queued[r] = w.replicas[r].waiting
+    w.seen.queued[r] = w.replicas[r].waiting + w.replicas[r].coming
     w.seen.running[r] = w.replicas[r].admitted
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from sonde.sim.jit import i64, part
+from sonde.sim.jit import i64, part, where_connected
 from sonde.sim.lists import FIRST, NEWEST, admit, dequeue, enqueue, find_end, pop_end, push_end, release
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.state import E2E, TPOT, Record, World
+from sonde.sim.runs import give
+from sonde.sim.state import DROPPED, E2E, MOVE, NOTHING, TPOT, Record, World
 
 
 @part
@@ -46,6 +47,7 @@ def join(w: World, r: int, i: int, tokens: int) -> None:
     replica, work = w.replicas[r], w.work[i]
     window = w.engines[replica.engine].window
     count_in(w, r, tokens, i64(1))
+    work.done = work.target
     work.end = replica.steps + w.output[i] - work.made
     key = work.end
     if tokens < window:
@@ -72,6 +74,8 @@ def complete(w: World, r: int, i: int, now: float) -> None:
     if not engine.hold:
         replica.used -= kv_bytes(engine, w.prompt[i] + w.output[i] - 1)
     release(w, r, i)
+    if replica.mover == i:
+        drop(w, r, now)
     if w.output[i] > 1:
         count_miss(w, TPOT, (now - work.first) / (w.output[i] - 1))
     count_miss(w, E2E, now - work.arrival)
@@ -136,6 +140,41 @@ def last_token(w: World, r: int, i: int, now: float) -> float:
 
 
 @part
+def take_out(w: World, r: int, i: int, now: float) -> int:
+    """Take request `i` out of what decodes at replica `r`; return the tokens that it holds in its cache."""
+    work = w.work[i]
+    tokens = cached(w, r, i)
+    work.made = w.output[i] - (work.end - w.replicas[r].steps)
+    work.last = last_token(w, r, i, now)
+    pop_end(w, r, find_end(w, r, i))
+    count_in(w, r, tokens, i64(-1))
+    return tokens
+
+
+@where_connected
+def drop(w: World, r: int, now: float) -> None:
+    """Give up the migration of the request that was on its way out of replica `r`: it has ended or is preempted."""
+    replica = w.replicas[r]
+    flow = w.net.flow[replica.mover]
+    replica.mover = -1
+    w.run[0].given_up += 1
+    if flow.kind == MOVE:  # no copy of it is under way
+        turn_away(w, flow, now)
+    else:
+        flow.kind = DROPPED
+
+
+@part
+def turn_away(w: World, flow: Record, now: float) -> None:
+    """Free what was taken for a sequence that does not come after all."""
+    r = i64(flow.target)
+    flow.kind, flow.stage = NOTHING, 0
+    w.replicas[r].pulling -= 1
+    w.replicas[r].guests -= 1
+    give(w, r, kv_bytes(w.engines[w.replicas[r].engine], i64(flow.tokens)), now)
+
+
+@part
 def preempt(w: World, r: int, now: float) -> float:
     """Put the request that came last, of the least urgent, back to the front of the queue.
 
@@ -149,6 +188,8 @@ def preempt(w: World, r: int, now: float) -> float:
     i = q[c, NEWEST]
     work = w.work[i]
     release(w, r, i)
+    if replica.mover == i:
+        drop(w, r, now)
     work.preemptions += 1
     seconds = 0.0
     if i == replica.part:
@@ -156,12 +197,8 @@ def preempt(w: World, r: int, now: float) -> float:
         replica.used -= kv_bytes(engine, i64(work.target))
         replica.queued_tokens += work.done
     else:
-        tokens = cached(w, r, i)
+        tokens = take_out(w, r, i, now)
         size = kv_bytes(engine, tokens)
-        work.made = w.output[i] - (work.end - replica.steps)
-        work.last = last_token(w, r, i, now)
-        pop_end(w, r, find_end(w, r, i))
-        count_in(w, r, tokens, i64(-1))
         replica.used -= size
         work.target = tokens + 1
         if engine.swap:
@@ -198,7 +235,7 @@ def resume(w: World, r: int, now: float) -> float:
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
     seconds = 0.0
-    while replica.waiting > 0 and replica.admitted < engine.max_batch:
+    while replica.waiting > 0 and replica.admitted + replica.pulling < engine.max_batch:
         i = w.queues[r][replica.urgent, FIRST]
         work = w.work[i]
         tokens = work.target - 1

@@ -11,26 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from sonde.policies.routing import RequestView
+from sonde.policies.routing import PoolView, RequestView
 from sonde.sim.advance import advance, publish
 from sonde.sim.batch import reserved
 from sonde.sim.jit import i64, kernel, part
-from sonde.sim.lists import enqueue
+from sonde.sim.lists import FIRST, NEWEST, enqueue
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
+from sonde.sim.runs import cut, steps_done
 from sonde.sim.state import BAD_ROUTING, E2E, TPOT, TTFT, World
-from sonde.sim.step import cut, steps_done
 
 
 @part
 def observe(w: World, now: float) -> None:
     """Show the router the tokens and the memory of every replica, after the last step that each completed."""
+    last = w.queues.shape[1] - 1
     for r in range(len(w.replicas)):
         replica = w.replicas[r]
         k = steps_done(replica, now) if w.next[r] < np.inf and not replica.wake else 0
         w.seen.queued_tokens[r] = replica.queued_tokens - k * replica.tokens
-        w.seen.running_tokens[r] = replica.kept
+        w.seen.running_tokens[r] = replica.kept + replica.coming_tokens
         w.seen.kv_used[r] = replica.used
+        w.seen.moving[r] = (replica.mover >= 0) + replica.guests
+        w.seen.urgent[r] = last > 0 and w.queues[r, 0, NEWEST] >= 0
+        w.seen.head_tokens[r] = 0
+        if replica.waiting > 0:
+            w.seen.head_tokens[r] = w.work[w.queues[r, replica.urgent, FIRST]].target
         if replica.decode and k > 0:
             w.seen.running_tokens[r] += k * replica.active
             w.seen.kv_used[r] += growth(w, r, replica.steps + 1, k)
@@ -38,20 +44,21 @@ def observe(w: World, now: float) -> None:
 
 @part
 def fits(w: World, r: int, i: int) -> bool:
-    """Return whether replica `r` could hold request `i` to its end, were it empty."""
+    """Return whether replica `r` could hold request `i` for as long as it is there, were it empty."""
     engine = w.engines[w.replicas[r].engine]
-    return kv_bytes(engine, w.prompt[i] + w.output[i] - 1) <= engine.capacity
+    tokens = i64(w.prompt[i]) if engine.hands_over else w.prompt[i] + w.output[i] - 1
+    return kv_bytes(engine, tokens) <= engine.capacity
 
 
 @part
-def roomiest(w: World, i: int) -> int:
-    """Return the replica with the fewest requests of those that could hold request `i`, or -1 where none could."""
+def roomiest(w: World, i: int, first: int, end: int) -> int:
+    """Return, of the replicas from `first` to `end` that could hold request `i`, that with the fewest, or -1."""
     best = i64(-1)
-    for r in range(len(w.replicas)):
+    for r in range(first, end):
         if fits(w, r, i) and (
             best < 0 or w.seen.queued[r] + w.seen.running[r] < w.seen.queued[best] + w.seen.running[best]
         ):
-            best = r
+            best = i64(r)
     return best
 
 
@@ -69,39 +76,64 @@ def refuse(w: World, i: int) -> None:
 
 
 @part
-def send(w: World, i: int, now: float, route: Any) -> None:
-    """Route request `i` at `now` to a replica, and let it join the step after the one in progress if it may."""
-    work = w.work[i]
-    work.arrival = now
-    if w.run[0].sees_tokens:
-        observe(w, now)
-    d = i % len(w.draws)
+def shown(view: PoolView, first: int, end: int) -> PoolView:
+    """Return what a router sees of the replicas from `first` to `end`."""
+    return PoolView(
+        view.queued[first:end], view.queued_tokens[first:end], view.running[first:end], view.running_tokens[first:end],
+        view.kv_used[first:end], view.kv_capacity[first:end], view.cached_tokens[first:end],
+        view.head_tokens[first:end], view.urgent[first:end], view.moving[first:end], view.token_bytes[first:end],
+    )  # fmt: skip
+
+
+@part
+def choose(w: World, view: PoolView, i: int, now: float, first: int, route: Any) -> int:
+    """Return the replica for request `i` among those of `view`, which begin at `first`; -1 where none could hold it.
+
+    An answer that is no replica ends the run, with -2.
+    """
+    work, d = w.work[i], i % len(w.draws)
     request = RequestView(i, now, i64(w.prompt[i]), i64(work.priority), i64(w.session[i]), w.draws[d, 0], w.draws[d, 1])
-    r = route(w.seen, request)
-    if r < 0 or r >= len(w.replicas):
+    r = route(view, request)
+    if r < 0 or r >= len(view.queued):
         w.run[0].abort = BAD_ROUTING
         w.run[0].fault = i
-        return
-    if not fits(w, r, i):
-        r = roomiest(w, i)
-    if r < 0:
-        refuse(w, i)
-        return
-    replica = w.replicas[r]
+        return i64(-2)
+    r += first
+    return i64(r) if fits(w, r, i) else roomiest(w, i, first, first + len(view.queued))
+
+
+@part
+def queue(w: World, r: int, i: int, now: float) -> None:
+    """Let request `i` wait at replica `r`, and join the step after the one in progress if it may."""
+    work, replica = w.work[i], w.replicas[r]
     engine = w.engines[replica.engine]
-    work.replica = r
-    work.target = w.prompt[i]
     alone = replica.waiting == 0 or work.priority < replica.urgent
     enqueue(w, r, i, False)
-    replica.queued_tokens += work.target
+    replica.queued_tokens += work.target - work.done
     if w.next[r] == np.inf:
         w.next[r] = now
         replica.wake = 1
     elif replica.n > 1 and not replica.wake:
-        full = replica.admitted >= engine.max_batch or (replica.chunk > 0 and engine.own == 0)
+        full = replica.admitted + replica.pulling >= engine.max_batch or (replica.chunk > 0 and engine.own == 0)
         if engine.own or (alone and not full and replica.used + reserved(w, engine, i) <= engine.capacity):
             cut(w, r, now)
     publish(w, r)
+
+
+@part
+def send(w: World, i: int, now: float, route: Any) -> None:
+    """Route request `i` at `now` to a replica, where it waits."""
+    work = w.work[i]
+    work.arrival = now
+    if w.run[0].sees_tokens:
+        observe(w, now)
+    r = choose(w, w.seen, i, now, i64(0), route)
+    if r == -1:
+        refuse(w, i)
+    if r >= 0:
+        work.replica = r
+        work.target = w.prompt[i]
+        queue(w, r, i, now)
 
 
 @kernel

@@ -11,23 +11,31 @@ import numpy as np
 from sonde.cost.ends import drawn, late, stretched
 from sonde.metrics import Objective, Outcome
 from sonde.sim.engine import run
+from sonde.sim.network import Connected
 from sonde.sim.world import Fleet
 from sonde.workload.requests import Requests
 
 
 def run_at(
-    requests: Requests, fleet: Fleet, *, slow: bool, until_missed: Sequence[Objective] = (), **how: Any
+    requests: Requests,
+    fleet: Fleet | Connected,
+    *,
+    slow: bool,
+    until_missed: Sequence[Objective] = (),
+    **how: Any,
 ) -> Outcome:
     """Return what `sonde.sim.engine.run` does with engines at one end of their intervals; arguments are its own.
 
     Steps are stretched and simulated, then the time to first token by what it scatters beyond them, and joules.
     """
-    goals = _loosened(until_missed, min((late(engine, slow=slow) for engine, _ in fleet), default=1.0))
-    there = [(stretched(engine, slow=slow), count) for engine, count in fleet]
-    outcome = run(requests, there, until_missed=goals, **how)
-    counts = [count for _, count in fleet]
-    first = np.repeat([late(engine, slow=slow) for engine, _ in fleet], counts)
-    joules = np.repeat([drawn(engine, slow=slow) for engine, _ in fleet], counts)
+    engines = fleet.fleet if isinstance(fleet, Connected) else fleet
+    goals = _loosened(until_missed, min((late(engine, slow=slow) for engine, _ in engines), default=1.0))
+    there = [(stretched(engine, slow=slow), count) for engine, count in engines]
+    again = Connected(there, fleet.paths) if isinstance(fleet, Connected) else there
+    outcome = run(requests, again, until_missed=goals, **how)
+    counts = [count for _, count in engines]
+    first = np.repeat([late(engine, slow=slow) for engine, _ in engines], counts)
+    joules = np.repeat([drawn(engine, slow=slow) for engine, _ in engines], counts)
     more = outcome.ttft_s * (np.append(first, 1.0)[outcome.replica] - 1.0)
     return replace(
         outcome, first_token_s=outcome.first_token_s + more, finish_s=outcome.finish_s + more,

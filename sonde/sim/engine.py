@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,9 @@ from sonde.policies.batching import BatchView
 from sonde.policies.routing import RequestView
 from sonde.sim.client import as_clients_see
 from sonde.sim.clock import run_closed, run_open
-from sonde.sim.functions import batcher, own_function, router
+from sonde.sim.functions import batcher, evictor, migrator, own_function, router
+from sonde.sim.network import ALONE, Connected, Paths, check_paths
+from sonde.sim.paths import run_paths
 from sonde.sim.state import BAD_BATCHING, BAD_ROUTING, World
 from sonde.sim.world import Fleet, build, outcome, set_goals
 from sonde.workload.requests import Requests
@@ -28,14 +31,14 @@ BATCHING_POLICIES = 4
 
 def run(
     requests: Requests,
-    fleet: Fleet,
+    fleet: Fleet | Connected,
     *,
     routing: str = "least-outstanding",
     clients: int | None = None,
     seed: int = 0,
     until_missed: Sequence[Objective] = (),
 ) -> Outcome:
-    """Return what happens when `requests` meet `fleet`, a sequence of (engine, replicas).
+    """Return what happens when `requests` meet `fleet`, a sequence of (engine, replicas), or one that is connected.
 
     Open loop: every request is sent at its arrival time. Closed loop (`clients` given): so many clients send
     the requests in order, each the next as soon as its last is finished, from time 0. The run stops as
@@ -46,39 +49,60 @@ def run(
     """
     if clients is not None and clients < 1:
         raise InputError("clients", clients, "must be at least 1", "no request would ever be sent")
-    names = sorted({engine.batching for engine, _ in fleet})
+    engines, paths = (fleet.fleet, fleet.paths) if isinstance(fleet, Connected) else (fleet, ALONE)
+    check_paths(engines, paths, requests)
+    names = sorted({engine.batching for engine, _ in engines})
     if len(names) > BATCHING_POLICIES:
         raise InputError("batching.policy", names, f"at most {BATCHING_POLICIES} different ones in a deployment")
     policies = tuple(batcher(name) for name in (names * BATCHING_POLICIES)[:BATCHING_POLICIES])
+    routings = [routing, paths.routing] if paths.prefill else [routing]
     route = router(routing)
-    drawn = routing in ("random", "power-of-two") or routing not in routing_policies.POLICIES
-    draws = np.random.default_rng(seed).random((requests.n if drawn else 1, 2))
-    world = set_goals(build(requests, fleet, draws, clients or 0), requests, until_missed)
-    known = routing_policies.POLICIES.get(routing)
-    world.run.sees_tokens = known is None or known.sees_tokens
-    ready(clients is not None)
+    draws = np.random.default_rng(seed).random((requests.n if any(map(_draws, routings)) else 1, 2))
+    world = set_goals(build(requests, engines, draws, clients or 0, paths), requests, until_missed)
+    looks = [known for known in map(routing_policies.POLICIES.get, routings) if known is not None]
+    world.run.sees_tokens = len(looks) < len(routings) or any(known.sees_tokens for known in looks)
+    world.run.sees_cache = paths.cache is not None and (len(looks) < len(routings) or looks[0].sees_cache)
+    ready("paths" if paths != ALONE else "open" if clients is None else "closed")
+    arrival = np.ascontiguousarray(world.work.arrival)
     start = time.perf_counter()
-    if clients is None:
-        run_open(world, np.ascontiguousarray(world.work.arrival), route, policies)
+    if paths != ALONE:
+        run_paths(world, arrival, clients or 0, _deciders(route, paths), policies)
+    elif clients is None:
+        run_open(world, arrival, route, policies)
     else:
         run_closed(world, clients, route, policies)
     spent = time.perf_counter() - start
     _check_policies(world, routing, names)
-    return as_clients_see(outcome(world, requests, fleet, spent), fleet)
+    return as_clients_see(outcome(world, requests, engines, spent), engines)
+
+
+def _draws(routing: str) -> bool:
+    """Return whether a routing policy may look at what is drawn for each request."""
+    return routing in ("random", "power-of-two") or routing not in routing_policies.POLICIES
+
+
+def _deciders(route: Any, paths: Paths) -> tuple[Any, Any, Any, Any]:
+    evict = evictor(paths.cache.eviction if paths.cache else "lru")
+    migrate = migrator(paths.migration.policy if paths.migration else "defragment")
+    return route, router(paths.routing), evict, migrate
 
 
 @cache
-def ready(closed: bool) -> None:
-    """Compile the kernel of the open or the closed loop, or load it from the cache on disk."""
+def ready(kind: str) -> None:
+    """Compile the kernel of the "open" or "closed" loop or of "paths", or load it from the cache on disk."""
     zero = np.zeros(2)
     time_ = Coefficients(1.0, zero, 0.0, 0.0, 0.0, zero, zero, zero)
     engine = Engine(StepTable(time_, time_, 0), KvMemory(8, 1, 1, 0, 0, 1.0), "chunked", 1, 1, "swap", 0.0, 0.0, 1)
-    world = build(request_columns([0.0], [1], [1]), [(engine, 1)], np.zeros((1, 2)), 1)
-    arguments = (router("round-robin"), tuple(batcher("chunked") for _ in range(BATCHING_POLICIES)))
-    if closed:
-        run_closed(world, 1, *arguments)
+    asked, paths = request_columns([0.0], [1], [1]), Paths(routing="random") if kind == "paths" else ALONE
+    world = build(asked, [(engine, 1)], np.zeros((1, 2)), 1, paths)
+    policies = tuple(batcher("chunked") for _ in range(BATCHING_POLICIES))
+    route = router("round-robin")
+    if kind == "paths":
+        run_paths(world, np.zeros(1), 0, _deciders(route, ALONE), policies)
+    elif kind == "closed":
+        run_closed(world, 1, route, policies)
     else:
-        run_open(world, np.zeros(1), *arguments)
+        run_open(world, np.zeros(1), route, policies)
 
 
 def _check_policies(world: World, routing: str, batching: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from numba import cfunc, njit, types
 from numba.core.errors import NumbaError, NumbaExperimentalFeatureWarning
 
 from sonde.errors import InputError, unknown
-from sonde.policies import batching, routing
+from sonde.policies import batching, caching, migration, routing
 from sonde.sim.jit import cached
 
 # first-class functions are what lets a policy be an argument; numba calls them experimental at every start
@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore", message="First-class function", category=Numba
 _tuple: Any = types.NamedTuple
 _uniform: Any = types.NamedUniTuple
 _COLUMN = types.Array(types.int64, 1, "C")
-_POOL = _uniform(_COLUMN, 6, routing.PoolView)
+_POOL = _uniform(_COLUMN, len(routing.PoolView._fields), routing.PoolView)
 _REQUEST = _tuple(
     [types.int64, types.float64, types.int64, types.int64, types.int64, types.float64, types.float64],
     routing.RequestView,
@@ -32,7 +32,12 @@ _REQUEST = _tuple(
 _BATCH = _uniform(types.int64, 5, batching.BatchView)
 _STEP = _tuple([types.int64, types.boolean, types.boolean], batching.Step)
 
+_BLOCK = _tuple([types.int64, types.int64, types.int64, types.float64, types.float64], caching.BlockView)
+_THRESHOLDS = _tuple([types.float64, types.float64, types.int64, types.int64], migration.Thresholds)
+
 ROUTING = types.int64(_POOL, _REQUEST)
+EVICTION = types.float64(_BLOCK)
+MIGRATION = _uniform(types.int64, 2, migration.Pair)(_POOL, _THRESHOLDS)
 BATCHING = _STEP(_BATCH)
 
 
@@ -73,6 +78,22 @@ def batcher(name: str) -> Any:
             return batching.Step(FAILED, False, False)
 
     return native(BATCHING, guarded)
+
+
+@cache
+def evictor(name: str) -> Any:
+    """Return the compiled policy of that name by which blocks of a prefix cache are given up."""
+    if name not in caching.POLICIES:
+        raise unknown("cache.eviction", name, caching.POLICIES, "policy")
+    return native(EVICTION, caching.POLICIES[name], keep=True)
+
+
+@cache
+def migrator(name: str) -> Any:
+    """Return the compiled migration policy of that name."""
+    if name not in migration.POLICIES:
+        raise unknown("migration.policy", name, migration.POLICIES, "policy")
+    return native(MIGRATION, migration.POLICIES[name], keep=True)
 
 
 def native(signature: Any, function: Callable[..., Any], *, keep: bool = False) -> Any:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 #: whole numbers are of one type everywhere in kernels, or each part would be compiled for every mix of them
 i64: Any = np.int64
@@ -23,6 +24,37 @@ _COMMON: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 #: a part of a kernel, merged into its callers
 _MERGED: dict[str, Any] = _COMMON | {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 part: Any = njit(**_MERGED)
+
+#: a part that is seldom reached: compiled once, and called, where merging it into every caller would take long
+_CALLED: dict[str, Any] = _COMMON | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+rare: Any = njit(**_CALLED)
+
+
+def where_connected(function: Callable[..., Any]) -> Any:
+    """Return a part (w, r, and one thing more) of kernels that is there only where replicas depend on each other.
+
+    Where `World.net` is None the compiler finds nothing here to compile, so that fleets of replicas side by side do
+    not pay for what they never do.
+    """
+    compiled = rare(function)
+
+    def hook(w: Any, r: Any, more: Any) -> None:
+        if w.net is not None:
+            function(w, r, more)
+
+    def chosen(w: Any, r: Any, more: Any) -> Any:
+        def nothing(w: Any, r: Any, more: Any) -> Any:
+            pass
+
+        def something(w: Any, r: Any, more: Any) -> Any:
+            compiled(w, r, more)
+
+        del r, more
+        return nothing if isinstance(w[w.fields.index("net")], types.NoneType) else something
+
+    options: Any = _MERGED
+    overload(hook, jit_options=options)(chosen)
+    return hook
 
 
 def cached(compiled: Callable[[bool], Any]) -> Any:

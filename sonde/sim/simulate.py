@@ -13,10 +13,13 @@ from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
 from sonde.cost.money import carbon_g, electricity_usd
 from sonde.deployment.check import check
+from sonde.deployment.paths import check_paths
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
 from sonde.sim.ends import run_at
 from sonde.sim.engine import run
+from sonde.sim.layout import connected
+from sonde.sim.network import Connected
 from sonde.sim.world import Fleet
 from sonde.techniques.compose import arranged, chosen, compiled
 from sonde.workload.requests import Requests
@@ -54,13 +57,16 @@ def simulate(
     """
     check(deployment)
     deployment = arranged(deployment)
-    engines = fleet(deployment)
+    check_paths(deployment)
+    engines = connected(deployment, fleet(deployment))
     how: dict[str, Any] = {"routing": deployment.routing.policy, "clients": clients, "seed": seed}
     outcome = run(requests, engines, until_missed=until_missed, **how)
     return replace(charged(outcome, deployment), either=partial(both, deployment, requests, engines, how))
 
 
-def both(deployment: Deployment, requests: Requests, engines: Fleet, how: Mapping[str, Any]) -> tuple[Outcome, Outcome]:
+def both(
+    deployment: Deployment, requests: Requests, engines: Fleet | Connected, how: Mapping[str, Any]
+) -> tuple[Outcome, Outcome]:
     """Return what happens at the fast and at the slow end of the interval, charged; `how` as `run` takes it."""
     fast, slow = (charged(run_at(requests, engines, slow=end, **how), deployment) for end in (False, True))
     return fast, slow

@@ -20,7 +20,7 @@ ENGINE = np.dtype(
         ("idle_w", "f8"), ("swap_s_per_byte", "f8"),
         ("capacity", "i8"), ("block_bytes", "i8"), ("window_bytes", "i8"), ("state_bytes", "i8"),
         ("block_tokens", "i8"), ("window", "i8"), ("last", "i8"), ("max_batch", "i8"), ("token_budget", "i8"),
-        ("swap", "i1"), ("reserve", "i1"), ("hold", "i1"), ("own", "i1"), ("policy", "i1"),
+        ("swap", "i1"), ("reserve", "i1"), ("hold", "i1"), ("own", "i1"), ("policy", "i1"), ("hands_over", "i1"),
     ],
     align=True,
 )  # fmt: skip
@@ -40,6 +40,11 @@ REPLICA = np.dtype(
         ("steps", "i8"), ("part", "i8"), ("admitted", "i8"), ("heap", "i8"), ("stalls", "i8"),
         # the queue and memory
         ("waiting", "i8"), ("urgent", "i8"), ("queued_tokens", "i8"), ("used", "i8"), ("peak", "i8"),
+        # lists of what comes over links: first and last to be pulled and first and last that have come; how many
+        ("pull", "i8"), ("pull_last", "i8"), ("landed", "i8"), ("landed_last", "i8"),
+        ("coming", "i8"), ("pulling", "i8"), ("coming_tokens", "i8"),
+        # live migration: the request on its way out (-1: none), and how many are on their way in
+        ("mover", "i8"), ("guests", "i8"),
         # totals
         ("all_steps", "i8"), ("busy", "f8"), ("energy", "f8"),
     ],
@@ -61,7 +66,46 @@ WORK = np.dtype(
 RUN = np.dtype(
     [
         ("width", "f8"), ("back", "i8"), ("front", "i8"),
-        ("closed", "i1"), ("abort", "i1"), ("fault", "i8"), ("sees_tokens", "i1"),
+        ("closed", "i1"), ("abort", "i1"), ("fault", "i8"), ("sees_tokens", "i1"), ("sees_cache", "i1"),
+        # stations and paths: replicas of the first stage, requests that leave it now, and the next control tick
+        ("first_stage", "i8"), ("leaving", "i8"), ("tick", "f8"), ("interval", "f8"), ("touches", "i8"),
+        ("layers", "i8"), ("tail_tokens", "i8"), ("copies", "i8"), ("low", "f8"), ("high", "f8"), ("headroom", "i8"),
+        ("migrations", "i8"), ("given_up", "i8"), ("tiers", "i8"), ("block_tokens", "i8"), ("ranked", "i1"),
+    ],
+    align=True,
+)  # fmt: skip
+
+#: a link: bandwidth shared equally by at most `streams` transfers, of which each has been given `served` bytes since
+#: the link was last idle; then `latency`. Lists of what waits for a stream and of what is about to land
+LINK = np.dtype(
+    [
+        ("rate", "f8"), ("latency", "f8"), ("served", "f8"), ("at", "f8"), ("done", "f8"),
+        ("bytes", "f8"), ("busy", "f8"), ("streams", "i8"), ("active", "i8"), ("transfers", "i8"),
+        ("wait", "i8"), ("wait_last", "i8"), ("land", "i8"), ("land_last", "i8"),
+    ],
+    align=True,
+)  # fmt: skip
+
+#: what is under way with a request outside of engines: the list it is in, from which replica to which, and what for
+FLOW = np.dtype(
+    [
+        ("bytes", "f8"), ("lands", "f8"), ("landed", "f8"),
+        ("next", "i4"), ("source", "i4"), ("target", "i4"), ("tokens", "i4"), ("hit", "i4"), ("moves", "i4"),
+        ("origin", "i4"),
+        ("blocks", "i4", (4,)), ("kind", "i1"), ("stage", "i1"),
+    ],
+    align=True,
+)  # fmt: skip
+
+#: kinds of transfer: nothing, a whole cache from one replica to another, blocks of a prefix from a tier; the first
+#: stages of a migration, one that leaves at the next step's end, and one that is not wanted any more
+NOTHING, HANDOVER, FETCH, COPY, MOVE, DROPPED = range(6)
+
+#: a store of prefix blocks: a part of `Network.kept`, and of `Network.order` the block used longest ago and the last
+STORE = np.dtype(
+    [
+        ("start", "i8"), ("held", "i8"), ("capacity", "i8"), ("floor", "f8"), ("evicted", "i8"),
+        ("oldest", "i8"), ("newest", "i8"),
     ],
     align=True,
 )  # fmt: skip
@@ -69,8 +113,8 @@ RUN = np.dtype(
 #: an objective as the kernel counts it: metric 0 TTFT, 1 TPOT, 2 end to end
 GOAL = np.dtype([("metric", "i8"), ("limit", "f8"), ("allowed", "i8"), ("missed", "i8")], align=True)
 
-#: why a run ended before its time: an objective is missed, or the user's routing or batching failed (at `fault`)
-MISSED, BAD_ROUTING, BAD_BATCHING = 1, 2, 3
+#: why a run ended before its time: an objective is missed, or a policy of the user's failed (at `fault`)
+MISSED, BAD_ROUTING, BAD_BATCHING, BAD_MIGRATION = 1, 2, 3, 4
 
 #: metrics of an objective
 TTFT, TPOT, E2E = np.int64(0), np.int64(1), np.int64(2)
@@ -82,6 +126,24 @@ SPANS = 512
 
 #: records of one of the types above: fields are attributes, of which numpy's stubs know nothing
 Record = Any
+
+
+class Network(NamedTuple):
+    """Links and stores. L links, S stores of prefix blocks, H different blocks, T tiers, m blocks of all prompts."""
+
+    flow: Record  # FLOW [n, or 1 where nothing leaves its replica]
+    links: Record  # LINK [L]
+    next: NDArray[np.float64]  # [L]: when the next event of a link is
+    carried: NDArray[np.float64]  # [L, most streams, 2]: heap of (bytes served to each at which it is done, request)
+    ways: NDArray[np.int64]  # [T + 2, 2]: first link, and 0 one for all, 1 one a source, 2 one a target
+    leaving: NDArray[np.int64]  # [most batch + 1]: requests whose prompt has just ended where they do not decode
+    stores: Record  # STORE [S]
+    homes: NDArray[np.int64]  # [T, R]: the store of a tier that a replica reads and writes
+    kept: NDArray[np.float64]  # [sum of capacities, 2]: (rank, block); a heap, but in any order under "lru"
+    order: NDArray[np.int32]  # [sum of capacities, 2]: the one used before and the one used after, under "lru"
+    place: NDArray[np.int32]  # [H, S + 1]: where in each store a block is (-1: nowhere), and how many prompts had it
+    starts: NDArray[np.int64]  # [n + 1]: where the blocks of a prompt begin
+    blocks: NDArray[np.int32]  # [m]
 
 
 class World(NamedTuple):
@@ -107,3 +169,4 @@ class World(NamedTuple):
     goals: Record  # GOAL [objectives]
     draws: NDArray[np.float64]  # [n, 2] uniform in [0, 1), or [1, 2] where the router draws nothing
     pending: NDArray[np.float64]  # [clients or 1]: ring of moments at which a client sends again
+    net: Any  # Network where replicas depend on each other, else None

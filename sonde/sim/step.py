@@ -1,7 +1,6 @@
 """The next step of a replica: what is in it, what it costs, and how often it can be repeated.
 
-A run of n equal steps, the k-th of which takes x + k·y, ends n·x + y·n(n - 1)/2 after it began: nothing is
-approximated. `cut` shortens a run when an arrival may join earlier.
+What is equal from step to step is one run (`sonde.sim.runs`): nothing is approximated.
 """
 
 from __future__ import annotations
@@ -13,9 +12,12 @@ import numpy as np
 
 from sonde.policies.batching import BatchView
 from sonde.sim.batch import make_room, reserved, resume
+from sonde.sim.handover import pull, welcome
 from sonde.sim.jit import i64, part
 from sonde.sim.lists import FIRST, admit, dequeue
 from sonde.sim.memory import steps_that_fit
+from sonde.sim.migrate import depart
+from sonde.sim.runs import boundary
 from sonde.sim.state import (
     BAD_BATCHING,
     DECODE,
@@ -26,44 +28,10 @@ from sonde.sim.state import (
     LINEAR,
     READ,
     READ_WINDOW,
-    Record,
     World,
 )  # fmt: skip
 
 FOREVER = 1 << 60
-
-
-@part
-def boundary(replica: Record, k: int) -> float:
-    """Return when the k-th step of the run ends."""
-    return replica.clock + (k * replica.x + replica.y * (k * (k - 1) // 2))
-
-
-@part
-def steps_done(replica: Record, now: float) -> int:
-    """Return how many steps of the run have ended at `now`, its last moment included."""
-    elapsed = now - replica.clock
-    if replica.y > 0:
-        b = replica.x / replica.y - 0.5
-        k = int(math.sqrt(b * b + 2 * elapsed / replica.y) - b)
-    else:
-        k = int(elapsed / replica.x)
-    k = min(max(k, 0), replica.n)
-    while k > 0 and boundary(replica, k) > now:
-        k -= 1
-    while k < replica.n and boundary(replica, k + 1) <= now:
-        k += 1
-    return k
-
-
-@part
-def cut(w: World, r: int, now: float) -> None:
-    """End the run of replica `r` with the step that is in progress at `now`."""
-    replica = w.replicas[r]
-    n = steps_done(replica, now) + 1
-    if n < replica.n:
-        replica.n = n
-        w.next[r] = boundary(replica, n)
 
 
 @part
@@ -103,20 +71,22 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
         chunk = rest if whole else min(rest, left)
         left -= chunk
         area, area_window = take_prompt(w, r, i, i64(chunk))
-    while left > 0 and replica.waiting > 0 and replica.admitted < engine.max_batch and replica.part < 0:
+    while left > 0 and replica.waiting > 0 and replica.part < 0:
+        if replica.admitted + replica.pulling >= engine.max_batch:
+            break
         i = w.queues[r][replica.urgent, FIRST]
         work = w.work[i]
         need = reserved(w, engine, i)
         if work.swapped or replica.used + need > engine.capacity:
             break
-        if whole and work.target > left and replica.tokens > 0:
+        size = i64(work.target - work.done)
+        if whole and size > left and replica.tokens > 0:
             break
         dequeue(w, r)
         admit(w, r, i)
         replica.used += need
         if math.isnan(work.scheduled):
             work.scheduled = now
-        size = i64(work.target)
         chunk = size if whole else min(size, left)
         left -= chunk
         more, more_window = take_prompt(w, r, i, i64(chunk))
@@ -188,6 +158,10 @@ def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
     """Form the next step of replica `r` at `now`, or leave it idle."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
+    if replica.mover >= 0:
+        depart(w, r, now)
+    if replica.landed >= 0:
+        welcome(w, r, now)
     view = look(w, r)
     left, decode, whole = policies[engine.policy](view)
     replica.clock, replica.tokens, replica.chunk, replica.joiners = now, 0, 0, 0
@@ -215,6 +189,8 @@ def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
             left, decode, whole = policies[engine.policy](view)
         else:
             break
+    if replica.pull >= 0:
+        pull(w, r, now)
     replica.decode = decode and replica.active > 0
     if replica.tokens == 0 and replica.batch == 0:
         w.next[r] = np.inf

@@ -7,12 +7,29 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sonde.cost.table import Engine
+from sonde.cost.table import Engine, KvMemory
 from sonde.errors import InputError
-from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline
+from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline, Travel
 from sonde.policies import batching
 from sonde.policies.routing import PoolView
-from sonde.sim.state import BUSY, E2E, ENGINE, GOAL, KV, REPLICA, RUN, RUNNING, SPANS, TPOT, TTFT, WORK, Record, World
+from sonde.sim.network import ALONE, Paths, network
+from sonde.sim.state import (
+    BUSY,
+    E2E,
+    ENGINE,
+    GOAL,
+    KV,
+    REPLICA,
+    RUN,
+    RUNNING,
+    SPANS,
+    TPOT,
+    TTFT,
+    WORK,
+    Network,
+    Record,
+    World,
+)
 from sonde.workload.requests import Requests
 
 Fleet = Sequence[tuple[Engine, int]]
@@ -25,7 +42,7 @@ def records(n: int, dtype: np.dtype[np.void]) -> Record:
     return np.zeros(n, dtype).view(np.recarray)
 
 
-def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients: int) -> World:
+def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients: int, paths: Paths = ALONE) -> World:
     """Return the state before the first event. Raises InputError on priorities past 7 or an empty fleet."""
     counts = [count for _, count in fleet]
     if not fleet or sum(counts) < 1 or min(counts) < 0:
@@ -40,18 +57,21 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
     replicas.engine = np.repeat(np.arange(len(fleet)), counts)
     classes = int(requests.priority.max()) + 1
     replicas.part, replicas.urgent = -1, classes
+    replicas.pull, replicas.landed, replicas.mover = -1, -1, -1
     capacity = np.array([engine.memory.capacity_bytes for engine in engines], np.int64)[replicas.engine]
+    growth = np.array([_token_bytes(engine.memory) for engine in engines], np.int64)[replicas.engine]
     places = max(engine.max_batch for engine in engines)
     run = records(1, RUN)
     run.width = max(0.0 if clients else requests.span_s, 1e-3) / SPANS  # folded as often as it takes
     r = len(replicas)
+    _set_paths(run, fleet, requests, paths)
     return World(
         run=run,
-        engines=_engines(engines),
+        engines=_engines(engines, paths.prefill),
         curves=_curves(engines),
         replicas=replicas,
         next=np.full(r, np.inf),
-        seen=PoolView._make([*np.zeros((5, r), np.int64), capacity]),
+        seen=PoolView._make([*np.zeros((5, r), np.int64), capacity, *np.zeros((4, r), np.int64), growth]),
         work=_work(requests),
         prompt=requests.prompt_tokens,
         output=requests.output_tokens,
@@ -60,13 +80,31 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
         ends=np.zeros((r, places + 1, 2), np.int64),
         phases=np.zeros((r, 2, max(engine.memory.block_tokens for engine in engines)), np.int32),
         joining=np.zeros((r, places), np.int64),
-        stalled=np.zeros((r, places + 4, 2)),
+        stalled=np.zeros((r, 2 * places + 4, 2)),
         itl=np.zeros(ITL_BINS, np.int64),
         timeline=np.zeros((SPANS, 3)),
         goals=records(0, GOAL),
         draws=draws,
         pending=np.zeros(max(clients, 1)),
+        net=None if paths == ALONE else network(requests, fleet, paths),
     )
+
+
+def _set_paths(run: Record, fleet: Fleet, requests: Requests, paths: Paths) -> None:
+    counts = [count for _, count in fleet]
+    run.first_stage = sum(counts[: paths.prefill]) if paths.prefill else sum(counts)
+    run.tick, run.layers, run.block_tokens = np.inf, paths.layers, requests.block_tokens
+    if paths.cache is not None:
+        run.tiers, run.ranked = len(paths.cache.tiers), paths.cache.eviction != "lru"
+    moving = paths.migration
+    if moving is not None:
+        run.tick, run.interval, run.low, run.high = moving.interval_s, moving.interval_s, moving.low, moving.high
+        run.headroom, run.tail_tokens, run.copies = moving.headroom_bytes, moving.tail_tokens, moving.copies
+
+
+def _token_bytes(memory: KvMemory) -> int:
+    """Return the bytes that one more token of a sequence takes, windows that are full left out."""
+    return max(1, memory.block_bytes // memory.block_tokens)
 
 
 def _work(requests: Requests) -> Record:
@@ -77,7 +115,7 @@ def _work(requests: Requests) -> Record:
     return work
 
 
-def _engines(engines: Sequence[Engine]) -> Record:
+def _engines(engines: Sequence[Engine], prefill: int) -> Record:
     rows = records(len(engines), ENGINE)
     names = sorted({engine.batching for engine in engines})
     for row, engine in zip(rows, engines, strict=True):
@@ -104,6 +142,7 @@ def _engines(engines: Sequence[Engine]) -> Record:
         row.reserve = policy is not None and policy.reserve_output
         row.hold = policy is not None and policy.hold_slots
         row.policy = names.index(engine.batching)
+    rows.hands_over[:prefill] = 1
     return rows
 
 
@@ -157,6 +196,24 @@ def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float)
         simulation_s=simulation_s,
         arrival_s=arrival,
         aborted=bool(world.run.abort[0]),
+        travel=_travel(world, world.net, zero) if world.net is not None else None,
+    )
+
+
+def _travel(world: World, net: Network, zero: float) -> Travel:
+    flow, links, run = net.flow, net.links, world.run[0]
+    table = np.zeros(len(links), [("bytes", "f8"), ("transfers", "i8"), ("busy", "f8")])
+    for name in table.dtype.names or ():
+        table[name] = links[name]
+    return Travel(
+        source=np.where(flow.origin > 0, flow.origin - 1, -1).astype(np.int32),
+        landed_s=np.where(flow.landed > 0, flow.landed + zero, np.nan),
+        cached_tokens=np.ascontiguousarray(flow.hit),
+        moves=np.ascontiguousarray(flow.moves),
+        links=table,
+        evicted=int(net.stores.evicted.sum()),
+        migrations=int(run.migrations),
+        given_up=int(run.given_up),
     )
 
 

@@ -12,6 +12,9 @@ from sonde.techniques.technique import Technique
 
 #: name -> module of this folder, which holds it as TECHNIQUE
 TECHNIQUES: dict[str, str] = {
+    "disaggregation": "disaggregation",
+    "prefix-cache": "prefix_cache",
+    "live-migration": "live_migration",
     "chunked-prefill": "chunked_prefill",
     "non-blocking-pipeline": "non_blocking_pipeline",
     "power-cap": "power_cap",

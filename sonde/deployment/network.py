@@ -1,0 +1,83 @@
+"""Nodes of the tree for what lies between replicas: links, the path of a request, prefix caches, live migration."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sonde.deployment.node import Choice, Line, quantity, refuse, repeated
+
+Seconds = Annotated[float, quantity("time", zero=True), Field(ge=0)]
+Bandwidth = Annotated[float, quantity("bandwidth"), Field(gt=0)]
+Bytes = Annotated[float, quantity("bytes", zero=True), Field(ge=0)]
+
+
+class Link(Choice):
+    """Bandwidth that transfers share equally, `streams` of them at once; `per`: one for all, or one per replica."""
+
+    bandwidth: Bandwidth
+    latency: Seconds = 10e-6
+    streams: int = Field(default=16, ge=1, le=4096)
+    per: Literal["all", "source", "target"] = "source"
+
+
+class Path(Choice):
+    """The way of a request: a pool that computes prompts, a link, and a pool that decodes, by name.
+
+    layer_wise  caches are sent layer by layer while the prompt is computed, not when it is done
+    routing     policy that picks the replica which decodes
+    """
+
+    visits: tuple[Line, ...] = Field(min_length=1)
+    layer_wise: bool = False
+    routing: Line = "least-tokens"
+
+
+class Tier(Choice):
+    """Where blocks of prompts are kept: so many bytes for every replica, or for all of them where `shared`.
+
+    The first tier is device memory, taken off that for running requests; the others are read over a link.
+    """
+
+    name: Line
+    capacity: Bytes
+    shared: bool = False
+    link: Line | None = None
+
+
+class Cache(Choice):
+    """A prefix cache: tiers from the nearest on, and which block is given up first ("lru" or "cost-aware")."""
+
+    tiers: tuple[Tier, ...] = Field(min_length=1, max_length=4)
+    eviction: Literal["lru", "cost-aware"] = "lru"
+
+    @model_validator(mode="after")
+    def _only_the_first_tier_is_at_hand(self) -> Self:
+        for name in repeated(tier.name for tier in self.tiers):
+            refuse("tiers", name, "two tiers have this name")
+        first, *more = self.tiers
+        if first.link is not None or first.shared:
+            refuse("tiers", first.name, "the first tier is device memory: it has no link and is not shared")
+        for tier in more:
+            if tier.link is None:
+                refuse("tiers", tier.name, "needs a `link` to be read over", "it would be as fast as device memory")
+        return self
+
+
+class Migration(Choice):
+    """Live migration of running requests: a policy, asked every `interval`, and what it goes by.
+
+    low, high    steps that the memory of a replica still lasts its batch: below `low` it sends, above `high` it takes
+    headroom     memory that is kept free beside requests of the most urgent priority
+    tail_tokens  so few tokens are left to copy when a sequence stops; stages: copies at most until it does
+    """
+
+    link: Line
+    policy: Literal["defragment"] = "defragment"
+    interval: Annotated[float, quantity("time"), Field(gt=0)] = 0.2
+    low: float = 30.0
+    high: float = 60.0
+    headroom: Bytes = 0.0
+    tail_tokens: int = Field(default=16, ge=0, le=100_000)
+    stages: int = Field(default=3, ge=1, le=100)

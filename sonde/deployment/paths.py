@@ -1,0 +1,59 @@
+"""Whether what lies between replicas can be: paths without loops, links that are there, caches that have a place."""
+
+from __future__ import annotations
+
+from sonde.deployment.tree import Deployment, repeated
+from sonde.errors import InputError, unknown
+
+
+def check_paths(deployment: Deployment) -> None:
+    """Raise InputError where a path, a cache or migration names what is not there, or cannot be walked."""
+    for i, tier in enumerate(deployment.cache.tiers if deployment.cache else ()):
+        if tier.link is not None:
+            _known_link(deployment, tier.link, f"cache.tiers[{i}].link")
+    if deployment.migration is not None:
+        _known_link(deployment, deployment.migration.link, "migration.link")
+        if deployment.migration.low > deployment.migration.high:
+            raise InputError(
+                "migration.low", deployment.migration.low, f"may be at most high = {deployment.migration.high:g}",
+                "requests would move to replicas that are shorter of memory than those they leave",
+            )  # fmt: skip
+    if deployment.path is not None:
+        _check_path(deployment)
+
+
+def _check_path(deployment: Deployment) -> None:
+    from sonde.policies import routing
+
+    path, pools = deployment.path, [pool.name for pool in deployment.pools]
+    if path is None:
+        return
+    if ":" not in path.routing and path.routing not in routing.POLICIES:
+        raise unknown("path.routing", path.routing, routing.POLICIES, "policy")
+    visits = path.visits
+    for name in repeated(visits[::2]):
+        raise InputError("path.visits", name, "is visited twice: a path has no loops", "a request would never leave it")
+    for at, name in enumerate(visits):
+        where = f"path.visits[{at}]"
+        if at % 2:
+            _known_link(deployment, name, where)
+        elif name not in pools:
+            raise unknown(where, name, pools, "pool")
+    if len(visits) not in (1, 3):
+        raise InputError(
+            "path.visits",
+            list(visits),
+            "must be one pool, or a pool that computes prompts, a link and a pool that decodes",
+        )
+    missing = [name for name in pools if name not in visits]
+    if missing:
+        raise InputError("path.visits", list(visits), f"leaves out {', '.join(missing)}", "no request would come there")
+    if list(visits[::2]) != pools:
+        raise InputError("path.visits", list(visits), f"must visit pools in their order: {', '.join(pools)}")
+
+
+def _known_link(deployment: Deployment, name: str, path: str) -> None:
+    if name not in deployment.links:
+        if not deployment.links:
+            raise InputError(path, name, "is no link: `links` names none, such as {" + name + ": {bandwidth: 25 GB/s}}")
+        raise unknown(path, name, deployment.links, "link")

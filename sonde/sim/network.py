@@ -1,0 +1,200 @@
+"""A fleet whose replicas depend on each other: stages of a path, links, prefix caches and migration, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sonde.cost.table import Engine, KvMemory
+from sonde.errors import InputError
+from sonde.policies import batching
+from sonde.sim.state import FLOW, LINK, STORE, Network, Record
+from sonde.workload.requests import Requests
+
+MOST_TIERS = 4
+
+#: one link for all transfers, one for every replica that sends, or one for every replica that receives
+SCOPES = ("shared", "source", "target")
+
+
+class LinkSpec(NamedTuple):
+    """A link: bandwidth (bytes/s) that at most `streams` transfers share equally, latency (s), and whose it is."""
+
+    bytes_per_s: float
+    latency_s: float = 0.0
+    streams: int = 16
+    scope: str = "shared"
+
+
+class TierSpec(NamedTuple):
+    """A tier of prefix blocks: bytes of one store, whether all replicas share one, and the link to fetch over.
+
+    The first tier of a cache is device memory: what is there needs no fetching, and it has no link.
+    """
+
+    capacity_bytes: int
+    shared: bool = False
+    link: LinkSpec | None = None
+
+
+class CacheSpec(NamedTuple):
+    """A prefix cache in tiers (at most 4), and the policy by which blocks are given up."""
+
+    tiers: tuple[TierSpec, ...]
+    eviction: str = "lru"
+
+
+class MigrationSpec(NamedTuple):
+    """Live migration: a policy that is asked every `interval_s`, its thresholds, the link, and the stages of a copy."""
+
+    link: LinkSpec
+    interval_s: float = 0.2
+    low: float = 3.0
+    high: float = 3.0
+    headroom_bytes: int = 0
+    tail_tokens: int = 16
+    copies: int = 3
+    policy: str = "defragment"
+
+
+class Paths(NamedTuple):
+    """What makes of a fleet more than replicas side by side. The same as nothing where all is as by default.
+
+    prefill     how many entries of the fleet, from the first, compute prompts only; the others decode. 0: all do both
+    hand_over   the link for caches from the one to the other
+    layers      of the model, sent layer by layer while the prompt is computed; 0: sent when it is done
+    routing     policy that picks the replica which decodes
+    """
+
+    prefill: int = 0
+    hand_over: LinkSpec | None = None
+    layers: int = 0
+    routing: str = "least-tokens"
+    cache: CacheSpec | None = None
+    migration: MigrationSpec | None = None
+
+
+ALONE = Paths()
+
+
+class Connected(NamedTuple):
+    """A fleet, a sequence of (engine, replicas), whose replicas depend on each other."""
+
+    fleet: Sequence[tuple[Engine, int]]
+    paths: Paths
+
+
+def network(requests: Requests, fleet: Sequence[tuple[Engine, int]], paths: Paths) -> Network:
+    """Return the links and stores of a run before its first event."""
+    replicas = sum(count for _, count in fleet)
+    tiers = paths.cache.tiers if paths.cache else ()
+    specs = [paths.hand_over, paths.migration.link if paths.migration else None, *(tier.link for tier in tiers)]
+    links, ways = _links(specs, replicas)
+    dense, different = _blocks(requests) if tiers else (np.zeros(0, np.int32), 0)
+    stores, homes = _stores(tiers, fleet, requests.block_tokens, different)
+    return Network(
+        flow=_records(requests.n, FLOW),
+        links=links,
+        next=np.full(len(links), np.inf),
+        carried=np.zeros((len(links), max(int(links.streams.max()), 1) + 1, 2)),
+        ways=ways,
+        leaving=np.zeros(max(engine.max_batch for engine, _ in fleet) + 1, np.int64),
+        stores=stores,
+        homes=homes,
+        kept=np.zeros((int(stores.capacity.sum()) + 1, 2)),
+        order=np.full((int(stores.capacity.sum()) + 1, 2), -1, np.int32),
+        place=_places(max(different, 1), len(stores)),
+        starts=requests.block_start if tiers else np.zeros(2, np.int64),
+        blocks=dense,
+    )
+
+
+def _records(n: int, dtype: np.dtype[np.void]) -> Record:
+    return np.zeros(n, dtype).view(np.recarray)
+
+
+def _links(specs: Sequence[LinkSpec | None], replicas: int) -> tuple[Record, NDArray[np.int64]]:
+    """Return the links, and for each use of them the first, and by which end they are told apart."""
+    ways = np.zeros((len(specs), 2), np.int64)
+    rows: list[LinkSpec] = []
+    for way, spec in zip(ways, specs, strict=True):
+        if spec is not None:
+            way[:] = len(rows), SCOPES.index(spec.scope)
+            rows += [spec] * (1 if spec.scope == "shared" else replicas)
+    links = _records(max(len(rows), 1), LINK)
+    links.wait, links.land, links.rate, links.streams = -1, -1, 1.0, 1
+    for link, spec in zip(links, rows, strict=False):
+        link.rate, link.latency, link.streams = spec.bytes_per_s, spec.latency_s, spec.streams
+    return links, ways
+
+
+def _places(blocks: int, stores: int) -> NDArray[np.int32]:
+    """Return where each block is in each store: nowhere; and that no prompt has had it."""
+    place = np.full((blocks, stores + 1), -1, np.int32)
+    place[:, stores] = 0
+    return place
+
+
+def _blocks(requests: Requests) -> tuple[NDArray[np.int32], int]:
+    """Return the blocks of all prompts, numbered from 0, and how many different ones there are."""
+    blocks = requests.block_hash
+    if len(blocks) and blocks.min() >= 0 and blocks.max() < 4 * len(blocks):  # numbered already
+        return blocks.astype(np.int32), int(blocks.max()) + 1
+    known, dense = np.unique(blocks, return_inverse=True)
+    return dense.astype(np.int32), len(known)
+
+
+def block_bytes(memory: KvMemory, tokens: int, window: int) -> int:
+    """Return the bytes of `tokens` cached tokens, as the kernels count them."""
+    size = -(-tokens // memory.block_tokens) * memory.block_bytes + memory.state_bytes
+    if memory.window_block_bytes:
+        size += -(-min(tokens, window) // memory.block_tokens) * memory.window_block_bytes
+    return size
+
+
+def _stores(
+    tiers: Sequence[TierSpec], fleet: Sequence[tuple[Engine, int]], block_tokens: int, different: int
+) -> tuple[Record, NDArray[np.int64]]:
+    """Return the stores of all tiers, and for each tier and replica which one is its own."""
+    engines = [engine for engine, count in fleet for _ in range(count)]
+    homes = np.zeros((max(len(tiers), 1), len(engines)), np.int64)
+    sizes: list[int] = []
+    for row, tier in zip(homes, tiers, strict=False):
+        for r, engine in enumerate(engines):
+            if r == 0 or not tier.shared:
+                one = max(block_bytes(engine.memory, block_tokens, engine.table.window), 1)
+                sizes.append(min(int(tier.capacity_bytes // one), different))
+            row[r] = len(sizes) - 1
+    stores = _records(max(len(sizes), 1), STORE)
+    stores.capacity[: len(sizes)] = sizes
+    stores.oldest, stores.newest = -1, -1
+    stores.start = np.cumsum(stores.capacity) - stores.capacity
+    return stores, homes
+
+
+def check_paths(fleet: Sequence[tuple[Engine, int]], paths: Paths, requests: Requests) -> None:
+    """Raise InputError where a path can't be walked: no replica to decode, no link, batching that holds places."""
+    if paths == ALONE:
+        return
+    if paths.prefill and not 0 < paths.prefill < len(fleet):
+        raise InputError("path", paths.prefill, f"must leave pools that decode, of {len(fleet)} in all")
+    if paths.prefill and paths.hand_over is None:
+        raise InputError("path", None, "needs a link from the pools that compute prompts to those that decode")
+    for engine, _ in fleet if paths.prefill or paths.migration else ():
+        policy = batching.POLICIES.get(engine.batching)
+        if policy is not None and (policy.reserve_output or policy.hold_slots):
+            raise InputError(
+                "batching.policy", engine.batching, "must admit by prompts where caches move between replicas",
+                "memory for whole answers is held where prompts are computed",
+            )  # fmt: skip
+    if paths.cache is not None:
+        if not requests.block_tokens:
+            raise InputError("cache", None, "needs a trace with hashed blocks", "no prompt would be known again")
+        if not 1 <= len(paths.cache.tiers) <= MOST_TIERS:
+            raise InputError("cache.tiers", len(paths.cache.tiers), f"must be 1 to {MOST_TIERS}")
+    for spec in (paths.hand_over, paths.migration and paths.migration.link):
+        if spec is not None and (spec.bytes_per_s <= 0 or spec.streams < 1 or spec.latency_s < 0):
+            raise InputError("link", spec, "needs a bandwidth above 0, at least 1 stream and a latency of 0 or more")

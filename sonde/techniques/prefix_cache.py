@@ -1,0 +1,54 @@
+"""Prefix cache: blocks of prompts that were computed before are not computed again (vLLM, Mooncake, CloudMatrix384)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sonde.deployment.network import Bandwidth, Bytes, Seconds, Tier
+from sonde.deployment.tree import Cache, Deployment, Link, Routing
+from sonde.errors import InputError
+from sonde.techniques.technique import Parameters, Technique
+
+
+class Tiers(Parameters):
+    """Memory for blocks: of every replica's devices, its host and its disk, and of one pool that all share (0: none).
+
+    device is taken off the memory for running requests. Each of the others is read at its bandwidth, by a replica
+    at a time. `aware` routes requests to where the least of them is left to be computed.
+    """
+
+    device: Bytes = 4 * 2.0**30
+    host: Bytes = 0.0
+    host_bandwidth: Bandwidth = 25e9
+    disk: Bytes = 0.0
+    disk_bandwidth: Bandwidth = 5e9
+    pool: Bytes = 0.0
+    pool_bandwidth: Bandwidth = 12.5e9
+    latency: Seconds = 50e-6
+    eviction: Literal["lru", "cost-aware"] = "lru"
+    aware: bool = True
+
+
+def deployment(deployment: Deployment, tiers: Tiers) -> Deployment:
+    """Return the deployment with a prefix cache of the tiers that have any memory."""
+    if deployment.cache is not None:
+        raise InputError("techniques.prefix-cache", "cache", "is there already: one or the other")
+    links, found = dict(deployment.links), [Tier(name="device", capacity=tiers.device)]
+    for name, size, bandwidth in (
+        ("host", tiers.host, tiers.host_bandwidth), ("disk", tiers.disk, tiers.disk_bandwidth),
+        ("pool", tiers.pool, tiers.pool_bandwidth),
+    ):  # fmt: skip
+        if size > 0:
+            links[f"{name} tier"] = Link(bandwidth=bandwidth, latency=tiers.latency)
+            found.append(Tier(name=name, capacity=size, shared=name == "pool", link=f"{name} tier"))
+    routing = Routing(policy="prefix") if tiers.aware else deployment.routing
+    cache = Cache(tiers=tuple(found), eviction=tiers.eviction)
+    return deployment.model_copy(update={"links": links, "cache": cache, "routing": routing})
+
+
+TECHNIQUE = Technique(
+    title="blocks of prompts that were computed before are not computed again",
+    source="Qin et al., Mooncake, FAST 2025, arXiv 2407.00079; Zuo et al., CloudMatrix384, arXiv 2506.12708",
+    parameters=Tiers,
+    deployment=deployment,
+)

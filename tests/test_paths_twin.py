@@ -1,0 +1,143 @@
+"""Hand-over, links, prefix caches and migration against the naive stepper, to the last bit."""
+
+from __future__ import annotations
+
+import os
+
+import drawn
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, find, given, settings
+from hypothesis import strategies as st
+from reference_paths import PathStepper
+
+from sonde.policies import routing
+from sonde.sim.engine import run
+from sonde.sim.network import SCOPES, CacheSpec, Connected, LinkSpec, MigrationSpec, Paths, TierSpec
+
+EXAMPLES = int(os.environ.get("SONDE_TWIN_EXAMPLES", "0"))
+ALL = ("static", "iteration", "prefill-first", "chunked", "inflight", "chunks-first")
+MOVING = ("prefill-first", "chunked", "chunks-first")
+EASY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@st.composite
+def links(draw, scopes=SCOPES):
+    """Links whose times are exact however they are counted: at most two share a power of two."""
+    return LinkSpec(
+        2.0 ** draw(st.integers(2, 10)),
+        draw(drawn.ticks(0, 200)),
+        draw(st.integers(1, 2)),
+        draw(st.sampled_from(scopes)),
+    )
+
+
+@st.composite
+def caches(draw):
+    device = TierSpec(draw(st.integers(0, 40)))
+    more = [
+        TierSpec(draw(st.integers(0, 90)), draw(st.booleans()), draw(links())) for _ in range(draw(st.integers(0, 3)))
+    ]
+    return CacheSpec((device, *more), draw(st.sampled_from(["lru", "cost-aware"])))
+
+
+@st.composite
+def migrations(draw):
+    return MigrationSpec(
+        draw(links()), draw(drawn.ticks(1, 400)), draw(st.sampled_from([1.0, 4.0, 64.0])),
+        draw(st.sampled_from([0.0, 2.0])), draw(st.integers(0, 20)), draw(st.integers(0, 3)), draw(st.integers(1, 3)),
+    )  # fmt: skip
+
+
+def hashed(draw, requests):
+    """Give prompts blocks of a few tokens, of which the first ones are often the same."""
+    tokens = draw(st.integers(1, 4))
+    counts = requests.prompt_tokens // tokens
+    kinds = draw(st.lists(st.integers(0, 2), min_size=requests.n, max_size=requests.n))
+    known: dict[tuple[int, ...], int] = {}
+    blocks = []
+    for kind, count in zip(kinds, counts, strict=True):
+        for j in range(count):
+            blocks.append(known.setdefault((kind % (1 + j), *([kind] if j > 2 else []), j), len(known)))
+    return requests._replace(
+        block_start=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        block_hash=np.array(blocks, np.int64), block_tokens=tokens,
+    )  # fmt: skip
+
+
+def engines(draw, policies):
+    return draw(st.lists(st.tuples(drawn.engines(policies), st.integers(1, 2)), min_size=1, max_size=2))
+
+
+@st.composite
+def cases(draw, hand_over=False, cache=False, migration=False):
+    requests = draw(drawn.workloads(most=18))
+    policies = MOVING if hand_over or migration else ALL
+    fleet = engines(draw, policies)
+    paths = Paths(routing=draw(st.sampled_from(["least-tokens", "least-outstanding", "round-robin", "freeness"])))
+    if hand_over:
+        more = engines(draw, policies)
+        paths = paths._replace(prefill=len(fleet), hand_over=draw(links()), layers=draw(st.sampled_from([0, 0, 1, 4])))
+        fleet = [*fleet, *more]
+    if cache:
+        requests = hashed(draw, requests)
+        paths = paths._replace(cache=draw(caches()))
+    if migration:
+        paths = paths._replace(migration=draw(migrations()))
+    first = draw(st.sampled_from(["least-outstanding", "least-tokens", "prefix", "freeness"]))
+    return requests, fleet, paths, first, draw(st.sampled_from([None, None, 1, 3, 6]))
+
+
+def compare(case):
+    requests, fleet, paths, first, clients = case
+    slow = PathStepper(requests, fleet, routing.POLICIES[first].function, paths).run(clients)
+    fast = run(requests, Connected(fleet, paths), routing=first, clients=clients)
+    travel = fast.travel
+    got = {
+        "arrival": fast.arrival_s, "replica": fast.replica, "scheduled": fast.scheduled_s,
+        "first": fast.first_token_s, "finish": fast.finish_s, "preemptions": fast.preemptions,
+        "hit": travel.cached_tokens, "landed": travel.landed_s, "moves": travel.moves,
+    }  # fmt: skip
+    for name, column in got.items():
+        np.testing.assert_array_equal(column, [getattr(s, name) for s in slow.sequences], err_msg=name)
+    for name, column in (("steps", fast.steps), ("busy", fast.busy_s), ("peak", fast.peak_kv_bytes)):
+        np.testing.assert_array_equal(column, [getattr(r, name) for r in slow.replicas], err_msg=name)
+    np.testing.assert_array_equal(fast.itl_counts, slow.itl_counts())
+    return fast
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [("hand_over",), ("cache",), ("migration",), ("hand_over", "cache"), ("hand_over", "cache", "migration")],
+    ids=", ".join,
+)
+@settings(max_examples=EXAMPLES or 120, **EASY)
+@given(data=st.data())
+def test_equals_stepping_one_by_one(kinds, data):
+    compare(data.draw(cases(**dict.fromkeys(kinds, True))))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "reached"),
+    [
+        (("hand_over",), lambda case, out: np.isfinite(out.travel.landed_s).sum() > 6 and out.preemptions.sum() > 1),
+        (("hand_over",), lambda case, out: case[2].hand_over.streams == 1 and out.travel.landed_s.max() > 0),
+        (("cache",), lambda case, out: (out.travel.cached_tokens > 0).sum() > 4 and out.travel.evicted > 3),
+        (("cache",), lambda case, out: out.travel.links.size > 1 and (out.travel.links["transfers"] > 1).sum() > 1),
+        (("migration",), lambda case, out: out.travel.moves.sum() > 2),
+        (("migration",), lambda case, out: out.travel.given_up > 1 and out.travel.moves.sum() > 0),
+        (("hand_over", "migration"), lambda case, out: out.travel.moves.sum() > 0 and out.completed > 4),
+    ],
+)
+def test_drawn_cases_reach_what_is_rare(kinds, reached):
+    """What is compared holds preemption after hand-over, links in use, evictions, migrations and those given up."""
+
+    def holds(case):
+        out = run(case[0], Connected(case[1], case[2]), routing=case[3], clients=case[4])
+        return out.completed > 0 and bool(reached(case, out))
+
+    find(
+        cases(**dict.fromkeys(kinds, True)),
+        holds,
+        settings=settings(max_examples=3000, phases=[Phase.generate], **EASY),
+    )
