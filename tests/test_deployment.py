@@ -158,9 +158,10 @@ def test_the_page_describes_every_key() -> None:
 def test_the_page_shows_yaml_that_loads() -> None:
     page = (ROOT / "docs" / "scenario.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert load_scenario(blocks[0])
     assert check(load(blocks[1])) == ()
+    assert check(load(blocks[2])) == ()
 
 
 # ---- what is wrong is named
