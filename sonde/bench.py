@@ -29,7 +29,14 @@ _ALONE = ("-m", "sonde.bench")
 
 #: what the simulation cases run on: 4 replicas of an 8B model
 REPLICA = {"model": "llama-3.1-8b", "device": "h100-sxm", "batching": {"policy": "chunked", "token_budget": 2048}}
-DEPLOYMENT = {"sites": [{"pools": [{"replicas": 4, "replica": REPLICA}]}]}
+DEPLOYMENT: dict[str, Any] = {"sites": [{"pools": [{"replicas": 4, "replica": REPLICA}]}]}
+DISAGGREGATED = DEPLOYMENT | {"techniques": [{"disaggregation": {"prefill": 2, "decode": 2, "bandwidth": "25 GB/s"}}]}
+CACHED = DEPLOYMENT | {"techniques": [{"prefix-cache": {"device": "4 GB", "host": "64 GB", "pool": "256 GB"}}]}
+#: memory for some 7,000 tokens each, so that it runs short
+MIGRATING: dict[str, Any] = {
+    "sites": [{"pools": [{"replicas": 3, "replica": REPLICA | {"memory_fraction": 0.215}}]}],
+    "techniques": ["live-migration"],
+}
 
 #: what the planning case asks: eight kinds of device, and everything that the planner varies by itself
 SCENARIO: dict[str, Any] = {
@@ -142,29 +149,50 @@ def _requests(trace: Path | None) -> Requests:
     return read(trace) if trace else generate(PROFILE, count=REQUESTS)
 
 
-def _fleet() -> Callable[[Requests], Work]:
-    """Return the function that simulates requests on the fleet, all metrics included: compiled and warm."""
-    from sonde.catalogue.devices import device
-    from sonde.catalogue.models import model
-    from sonde.cost.compile import compile_replica
+def _fleet(tree: dict[str, Any] = DEPLOYMENT) -> Callable[[Requests], Work]:
+    """Return the function that simulates requests on a deployment, all metrics included: compiled and warm."""
     from sonde.deployment.load import load
     from sonde.sim.engine import run
-    from sonde.workload.requests import requests
+    from sonde.sim.layout import connected
+    from sonde.sim.simulate import fleet
+    from sonde.techniques.compose import arranged
 
-    pool = load(DEPLOYMENT).pools[0]
-    fleet = [(compile_replica(model(pool.replica.model), device(pool.replica.device), pool.replica), pool.replicas)]
+    deployment = arranged(load(tree))
+    engines = connected(deployment, fleet(deployment))
 
     def simulate(trace: Requests) -> Work:
         start = time.perf_counter()
-        summary = run(trace, fleet).summary()
+        summary = run(trace, engines, routing=deployment.routing.policy).summary()
         return Work(trace.n, int(str(summary["steps"])), time.perf_counter() - start)
 
-    simulate(requests([0.0, 1.0], [8, 8], [4, 4]))
+    simulate(_in_blocks(_few()))
     return simulate
 
 
-def _colocated(trace: Path | None) -> Work:
-    asked, simulate = _requests(trace), _fleet()
+def _few() -> Requests:
+    """Return two short requests, on which kernels are compiled."""
+    from sonde.workload.requests import requests
+
+    return requests([0.0, 1.0], [8, 8], [4, 4])
+
+
+def _in_blocks(trace: Requests, tokens: int = 512, conversations: int = 400) -> Requests:
+    """Return requests whose prompts have hashed blocks; those of one of so many conversations begin alike."""
+    import numpy as np
+
+    if trace.block_tokens:
+        return trace
+    counts = trace.prompt_tokens.astype(np.int64) // tokens
+    start = np.concatenate([[0], np.cumsum(counts)])
+    row = np.repeat(np.arange(trace.n), counts)
+    within = np.arange(start[-1]) - start[row]
+    return trace._replace(
+        block_start=start, block_hash=row % conversations + conversations * within, block_tokens=tokens
+    )
+
+
+def _repeated(trace: Path | None, *, tree: dict[str, Any]) -> Work:
+    asked, simulate = _in_blocks(_requests(trace)), _fleet(tree)
     return min((simulate(asked) for _ in range(REPEATS)), key=lambda work: work.wall_s)
 
 
@@ -174,10 +202,8 @@ def _many(trace: Path | None) -> Work:
 
 
 def _first(trace: Path | None) -> Work:
-    from sonde.workload.requests import requests
-
     del trace
-    return _fleet()(requests([0.0], [8], [4]))
+    return _fleet()(_few())
 
 
 def _plan(trace: Path | None) -> Work:
@@ -200,7 +226,10 @@ class Case(NamedTuple):
 
 _FIRST = (*_ALONE, "first simulation", os.devnull)
 CASES: dict[str, Case] = {
-    "colocated, chunked": Case(_in_process, _colocated),
+    "colocated, chunked": Case(_in_process, partial(_repeated, tree=DEPLOYMENT)),
+    "disaggregated": Case(_in_process, partial(_repeated, tree=DISAGGREGATED)),
+    "cached, three tiers": Case(_in_process, partial(_repeated, tree=CACHED)),
+    "migrating": Case(_in_process, partial(_repeated, tree=MIGRATING)),
     "plan": Case(_in_process, _plan),
     "sonde --help": Case(partial(_timed, command=("-m", "sonde", "--help"))),
     "first simulation": Case(partial(_timed, command=_FIRST), _first),
