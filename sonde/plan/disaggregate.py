@@ -1,0 +1,333 @@
+"""Which replicas compute prompts, which decode, and how many of each: phase by phase, then together (DistServe).
+
+Each phase is simulated alone for the most requests/s of one replica: prompts whose answers are one token; answers
+whose prompts cost nothing and whose caches come at once. The phases' best replicas, ⌈R/rate⌉ of each, are where the
+search begins; what it ends with has been simulated whole, with the link charged (Zhong et al., OSDI 2024, algorithm 1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable
+from sonde.errors import InputError
+from sonde.metrics import Objective, Outcome
+from sonde.plan.search import fewest
+from sonde.sim.engine import run
+from sonde.sim.network import Connected, LinkSpec, Paths
+from sonde.workload.requests import Requests, scale_rate
+
+#: rates are found to 2 %
+TOLERANCE = 0.02
+#: so many of the best replicas of each phase are tried together
+WIDTH = 2
+_DOUBLINGS = 24
+_AT_ONCE = LinkSpec(1e30)
+
+
+class Goal(NamedTuple):
+    """What must hold: every objective at its quantile, or, with `share`, all limits at once for that share of requests.
+
+    The second is DistServe's attainment: the quantiles of the objectives do not count then.
+    """
+
+    objectives: tuple[Objective, ...]
+    share: float | None = None
+
+    def holds(self, outcome: Outcome) -> bool:
+        """Return whether a complete run met it."""
+        if outcome.aborted:
+            return False
+        if self.share is not None:
+            return float(outcome.met(self.objectives).mean()) >= self.share
+        return all(outcome.quantile(it.metric, it.quantile) <= it.limit_s for it in self.objectives)
+
+    def stops(self, requests: Requests) -> tuple[Objective, ...]:
+        """Return the objectives each of which, once missed, makes it impossible to hold."""
+        if self.share is None:
+            return self.objectives
+        found = []
+        for it in self.objectives:
+            counted = int(np.count_nonzero(requests.output_tokens > 1)) if it.metric == "tpot" else requests.n
+            allowed = math.floor((1 - self.share) * requests.n + 1e-9)
+            found.append(it._replace(quantile=max(1 - (allowed + 0.5) / max(counted, 1), 0.0)))
+        return tuple(found)
+
+    def of(self, *metrics: str) -> Goal:
+        """Return it with the objectives on these metrics alone."""
+        return self._replace(objectives=tuple(it for it in self.objectives if it.metric in metrics))
+
+
+class Option(NamedTuple):
+    """A replica that could serve a phase, and how many of it there may be. `label` is the caller's own."""
+
+    engine: Engine
+    most: int = 1024
+    label: str = ""
+
+
+class Phase(NamedTuple):
+    """An option, and the most requests/s at which one replica of it holds its phase. Infinite: nothing limits it."""
+
+    option: Option
+    rate: float
+
+    def replicas(self, rate: float) -> int:
+        """Return how many replicas are needed for so many requests/s, if they share them out evenly."""
+        return max(1, math.ceil(rate / self.rate * (1 - 1e-9)))
+
+
+class Placement(NamedTuple):
+    """So many replicas for prompts and for decoding, and what happens on them; `rate` in requests/s."""
+
+    prefill: Option
+    prefills: int
+    decode: Option
+    decodes: int
+    rate: float
+    outcome: Outcome
+
+    @property
+    def devices(self) -> int:
+        """Return how many devices both pools take."""
+        return self.prefills * self.prefill.engine.devices + self.decodes * self.decode.engine.devices
+
+    @property
+    def usd_per_hour(self) -> float:
+        """Return dollars per hour of both pools."""
+        return self.prefills * self.prefill.engine.usd_per_hour + self.decodes * self.decode.engine.usd_per_hour
+
+
+def dollars(engine: Engine) -> float:
+    """Return dollars per hour of a replica: what `split` makes least by default."""
+    return engine.usd_per_hour
+
+
+def devices(engine: Engine) -> float:
+    """Return devices of a replica, for a search that makes those least."""
+    return float(engine.devices)
+
+
+def prefills(requests: Requests, goal: Goal, options: Sequence[Option]) -> list[Phase]:
+    """Return the options that can compute the prompts in time, with the most requests/s of one replica.
+
+    TTFT must hold as the goal says, and end to end, as far as the first token goes.
+    """
+    asked = requests._replace(output_tokens=np.ones_like(requests.output_tokens))
+    wanted = goal.of("ttft", "e2e")
+    return _phases(asked, wanted, options, lambda engine: [(engine, 1)])
+
+
+def decodes(requests: Requests, goal: Goal, options: Sequence[Option]) -> list[Phase]:
+    """Return the options that can decode in time, with the most requests/s of one replica.
+
+    TPOT, gaps and end to end must hold as the goal says. A request waits for memory and a place in the batch where
+    its prompt was computed, after its first token.
+    """
+    wanted = goal.of("tpot", "itl", "e2e")
+    paths = Paths(prefill=1, hand_over=_AT_ONCE)
+    return _phases(requests, wanted, options, lambda engine: Connected(((_source(), 1), (engine, 1)), paths))
+
+
+def split(
+    requests: Requests,
+    goal: Goal,
+    phases: tuple[Sequence[Phase], Sequence[Phase]],
+    paths: Paths,
+    cost: Callable[[Engine], float] = dollars,
+) -> Placement | None:
+    """Return the cheapest placement of prompts and decoding that holds on `requests`, or None where none was found.
+
+    `phases` are those of `prefills` and `decodes`; `paths` has the link and how caches are sent. The best `WIDTH`
+    replicas of each phase are tried with each other; of every pair all numbers of replicas are tried that
+    could be cheaper than what is known, one step either way from ⌈R/rate⌉ at a time.
+    """
+    rate = rate_of(requests)
+    ranked = [
+        sorted(some, key=lambda it: (cost(it.option.engine) * it.replicas(rate), cost(it.option.engine) / it.rate))
+        for some in phases
+    ]
+    best: tuple[float, Phase, int, Phase, int] | None = None
+    for first, second in product(ranked[0][:WIDTH], ranked[1][:WIDTH]):
+        pair = _Pair(requests, goal, first.option, second.option, paths)
+        price = cost(first.option.engine), cost(second.option.engine)
+        counts = first.replicas(rate), second.replicas(rate)
+        found = _fewest_of_both(pair, price, counts, best[0] if best else math.inf)
+        if found is not None:
+            best = (price[0] * found[0] + price[1] * found[1], first, found[0], second, found[1])
+    if best is None:
+        return None
+    _, one, n, two, m = best
+    outcome = run(requests, whole(one.option.engine, n, two.option.engine, m, paths))
+    return Placement(one.option, n, two.option, m, rate, outcome)
+
+
+def goodput(
+    requests: Requests,
+    goal: Goal,
+    phases: tuple[Sequence[Phase], Sequence[Phase]],
+    paths: Paths,
+    most_devices: int,
+) -> Placement | None:
+    """Return the placement on at most so many devices that holds at the most requests/s, or None where none does.
+
+    The `WIDTH`² placements whose slower phase is fastest are simulated whole, on `requests` at the rate asked; the
+    outcome is that at the rate found.
+    """
+    every = []
+    for first, second in product(*phases):
+        one, two = (it.option.engine.devices for it in (first, second))
+        for n in range(1, (most_devices - two) // one + 1):
+            m = (most_devices - n * one) // two
+            every.append(
+                (min(n * first.rate, m * second.rate), -(n * one + m * two), first.option, n, second.option, m)
+            )
+    best: Placement | None = None
+    for guess, _, a, n, b, m in sorted(every, key=lambda it: it[:2], reverse=True)[: WIDTH * WIDTH]:
+        fleet = whole(a.engine, n, b.engine, m, paths)
+        if best is not None and not holds_at(requests, goal, fleet, best.rate * (1 + TOLERANCE)):
+            continue
+        rate = most_rate(requests, goal, fleet, guess)
+        if rate > (best.rate if best else 0.0):
+            best = Placement(a, n, b, m, rate, run(_at(requests, rate), fleet))
+    return best
+
+
+def whole(prefill: Engine, n: int, decode: Engine, m: int, paths: Paths) -> Connected:
+    """Return the fleet of both pools."""
+    return Connected(((prefill, n), (decode, m)), paths._replace(prefill=1))
+
+
+def rate_of(requests: Requests) -> float:
+    """Return requests/s from the first arrival to the last."""
+    return requests.n / max(requests.span_s, 1e-9)
+
+
+def holds_at(
+    requests: Requests, goal: Goal, fleet: Sequence[tuple[Engine, int]] | Connected, rate: float
+) -> bool:  # fmt: skip
+    """Return whether the goal holds where the same requests arrive at `rate` (1/s)."""
+    asked = _at(requests, rate)
+    return goal.holds(run(asked, fleet, routing="least-tokens", until_missed=goal.stops(asked)))
+
+
+def most_rate(
+    requests: Requests, goal: Goal, fleet: Sequence[tuple[Engine, int]] | Connected, guess: float = 1.0
+) -> float:  # fmt: skip
+    """Return the most requests/s at which the goal holds, to 2 %: gallop, then bisect.
+
+    0 where it does not hold for a request that comes alone, infinite where it holds whatever the rate.
+    """
+    if not math.isfinite(guess) or guess <= 0:
+        guess = 1.0
+    low, high = guess, 2 * guess
+    if holds_at(requests, goal, fleet, guess):
+        for _ in range(_DOUBLINGS):
+            if not holds_at(requests, goal, fleet, high):
+                break
+            low, high = high, 2 * high
+        else:
+            return math.inf
+    else:
+        if not holds_at(requests, goal, fleet, guess / 2**_DOUBLINGS):
+            return 0.0
+        low, high = guess / 2, guess
+        while not holds_at(requests, goal, fleet, low):
+            low, high = low / 2, low
+    while high / low > 1 + TOLERANCE:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if holds_at(requests, goal, fleet, middle) else (low, middle)
+    return low
+
+
+def _at(requests: Requests, rate: float) -> Requests:
+    return scale_rate(requests, rate / rate_of(requests))
+
+
+def _phases(
+    requests: Requests,
+    goal: Goal,
+    options: Sequence[Option],
+    fleet: Callable[[Engine], Sequence[tuple[Engine, int]] | Connected],
+) -> list[Phase]:
+    found: list[Phase] = []
+    guess = rate_of(requests)
+    for option in options:
+        if not goal.objectives:
+            found.append(Phase(option, math.inf))
+            continue
+        rate = most_rate(requests, goal, fleet(option.engine), guess)
+        if rate > 0:
+            found.append(Phase(option, rate))
+            guess = rate
+    return found
+
+
+@cache
+def _source() -> Engine:
+    """Return an engine to which prompts are nothing: they take a nanosecond, and it has all the memory."""
+    zero = np.zeros(2)
+    time = Coefficients(1e-9, zero, 0.0, 0.0, 0.0, zero, zero, zero)
+    none = time._replace(fixed=0.0)
+    memory = KvMemory(1 << 60, 1, 1, 0, 0, 1e30)
+    return Engine(StepTable(time, none, 0), memory, "prefill-first", 1, 1 << 40, "recompute", 0.0, 0.0, 0)
+
+
+class _Pair:
+    """Whether so many replicas of two options hold together: each pair of numbers is simulated once."""
+
+    def __init__(self, requests: Requests, goal: Goal, prefill: Option, decode: Option, paths: Paths) -> None:
+        self.requests, self.goal, self.paths = requests, goal, paths
+        self.prefill, self.decode = prefill, decode
+        self.known: dict[tuple[int, int], bool] = {}
+
+    def holds(self, n: int, m: int) -> bool:
+        """Return whether n replicas for prompts and m that decode hold."""
+        if (n, m) not in self.known:
+            fleet = whole(self.prefill.engine, n, self.decode.engine, m, self.paths)
+            stops = self.goal.stops(self.requests)
+            self.known[n, m] = self.goal.holds(run(self.requests, fleet, until_missed=stops))
+        return self.known[n, m]
+
+
+def _fewest_of_both(
+    pair: _Pair, price: tuple[float, float], start: tuple[int, int], below: float
+) -> tuple[int, int] | None:
+    """Return the cheapest (n, m) that holds and costs less than `below`, walking both ways from `start`."""
+    if min(price) <= 0:
+        raise InputError("price", min(price), "must be above 0 for every replica", "no placement would be the cheapest")
+    best: tuple[int, int] | None = None
+
+    def decoding(n: int, guess: int) -> int | None:
+        high = (
+            min(math.ceil((below - price[0] * n) / price[1] - 1e-9) - 1, pair.decode.most)
+            if below < math.inf
+            else (pair.decode.most)
+        )
+        return fewest(lambda m: pair.holds(n, m), 1, high, guess).replicas
+
+    n, m = min(start[0], pair.prefill.most), start[1]
+    step = 1
+    while True:  # more for prompts, until some number that decodes holds beside them
+        found = decoding(n, m)
+        if found is not None or n >= pair.prefill.most or price[0] * n >= below:
+            break
+        n, step = min(n + step, pair.prefill.most), 2 * step
+    if found is None:
+        return None
+    best, below = (n, found), price[0] * n + price[1] * found
+    for way in (-1, 1):
+        at, guess = best
+        while 1 <= at + way <= pair.prefill.most:
+            at += way
+            found = decoding(at, guess)
+            if found is None:
+                break
+            best, guess, below = (at, found), found, price[0] * at + price[1] * found
+    return best
