@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.errors import CannotError, library
+from sonde.units import show
 from sonde.workload.requests import Requests
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     import polars
 
 Floats = NDArray[np.float64]
-Metric = Literal["ttft", "tpot", "e2e", "itl"]
+#: "transfer" is there only where caches travel from where prompts are computed to where answers are
+Metric = Literal["ttft", "tpot", "e2e", "itl", "transfer"]
 METRICS: tuple[Metric, ...] = ("ttft", "tpot", "e2e", "itl")
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 
@@ -45,7 +47,8 @@ class Objective(NamedTuple):
     @property
     def label(self) -> str:
         """Return the name people use, such as "p99 TTFT"."""
-        return f"{quantile_name(self.quantile)} {'end to end' if self.metric == 'e2e' else self.metric.upper()}"
+        name = {"e2e": "end to end", "transfer": "transfer"}.get(self.metric, self.metric.upper())
+        return f"{quantile_name(self.quantile)} {name}"
 
 
 class Timeline(NamedTuple):
@@ -71,7 +74,9 @@ class Travel(NamedTuple):
     landed_s f8       when its cache last came to the replica that decodes (NaN: it never moved)
     cached_tokens i4  tokens of its prompt that were found in a prefix cache
     moves i4          live migrations
-    links             one record per link: bytes, transfers, busy (s)
+    links             one record per link: name (of what it is for), bytes, transfers, busy (s)
+    tiers             one record per tier of a prefix cache: name, tokens found there, bytes fetched from there, and
+                      blocks evicted, of all its stores
     evicted, migrations, given_up   blocks given up by caches, migrations that came off, and that did not
     """
 
@@ -80,9 +85,38 @@ class Travel(NamedTuple):
     cached_tokens: NDArray[np.int32]
     moves: NDArray[np.int32]
     links: NDArray[np.void]
+    tiers: NDArray[np.void]
     evicted: int
     migrations: int
     given_up: int
+
+    def summary(self, prompt_tokens: int) -> dict[str, object]:
+        """Return the figures of what went over links; shares are of so many prompt tokens."""
+        of = max(prompt_tokens, 1)
+        return {
+            "cached_share": float(self.cached_tokens.sum()) / of,
+            "transfers": int(self.links["transfers"].sum()),
+            "transferred_bytes": float(self.links["bytes"].sum()),
+            "evicted": self.evicted,
+            "migrations": self.migrations,
+            "given_up": self.given_up,
+            "links": {
+                str(name): {
+                    "bytes": float(self.links["bytes"][self.links["name"] == name].sum()),
+                    "transfers": int(self.links["transfers"][self.links["name"] == name].sum()),
+                }
+                for name in dict.fromkeys(self.links["name"].tolist())
+                if name
+            },
+            "tiers": {
+                str(tier["name"]): {
+                    "cached_share": float(tier["tokens"]) / of,
+                    "bytes": float(tier["bytes"]),
+                    "evicted": int(tier["evicted"]),
+                }
+                for tier in self.tiers
+            },
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,13 +178,18 @@ class Outcome:
         runs = (self, *(ends or self.ends))
         found: list[dict[str, Any]] = [outcome.summary(objectives) for outcome in runs]
         out: dict[str, object] = {"level": LEVEL}
-        for metric in METRICS:
+        for metric in self.metrics:
             asked = {quantile_name(item.quantile): item.quantile for item in objectives if item.metric == metric}
             out[f"{metric}_s"] = {name: _between(runs, metric, q) for name, q in (QUANTILES | asked).items()}
         for key in UNCERTAIN:
             values = [each[key] for each in found]
             out[key] = [min(values), max(values)]
         return out
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the metrics that this run has."""
+        return (*METRICS, "transfer") if self.travels else METRICS
 
     @property
     def completed(self) -> int:
@@ -188,16 +227,33 @@ class Outcome:
         gaps = self.requests.output_tokens - 1
         return np.where(gaps > 0, (self.finish_s - self.first_token_s) / np.maximum(gaps, 1), 0.0)
 
+    @property
+    def travels(self) -> bool:
+        """Return whether prompts were computed in one place and answered in another."""
+        return self.travel is not None and bool((self.travel.source >= 0).any())
+
+    @property
+    def transfer_s(self) -> Floats:
+        """Return the time of every request from its first token to its cache having landed where it decodes.
+
+        0 where it has one token, or where its cache was there sooner. Raises CannotError where no cache travels.
+        """
+        if self.travel is None or not self.travels:
+            raise CannotError("no transfer is known for this run: prompts and answers are computed in one place")
+        waits = np.maximum(self.travel.landed_s - self.first_token_s, 0.0)
+        return np.where(self.requests.output_tokens > 1, waits, 0.0)
+
     def quantile(self, metric: Metric, q: float) -> float:
         """Return quantile `q` of a metric in s: the value that a share `q` of requests does not exceed.
 
-        TTFT, TPOT and end to end are exact order statistics, where a request that never got there counts
-        as infinite and TPOT is over requests of two tokens or more; ITL is over all gaps, to 1 %.
+        TTFT, TPOT, end to end and transfer are exact order statistics, where a request that never got there counts
+        as infinite; TPOT and transfer are over requests of two tokens or more; ITL is over all gaps, to 1 %. Raises
+        CannotError for a transfer where there is none.
         """
         if metric == "itl":
             return itl_quantile(self.itl_counts, q)
         values: Floats = getattr(self, f"{metric}_s")
-        if metric == "tpot":
+        if metric in ("tpot", "transfer"):
             values = values[self.requests.output_tokens > 1]
         if not len(values):
             return 0.0
@@ -217,7 +273,7 @@ class Outcome:
     def summary(self, objectives: tuple[Objective, ...] = ()) -> dict[str, object]:
         """Return the figures of `simulate --json`: latencies in s, rates, energy, dollars."""
         out: dict[str, object] = {"requests": self.requests.n, "completed": self.completed}
-        for metric in METRICS:
+        for metric in self.metrics:
             out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}
         span = max(self.end_s - self.start_s, 1e-9)
         done = np.isfinite(self.finish_s)
@@ -243,11 +299,13 @@ class Outcome:
             "span_s": span,
             "simulation_s": self.simulation_s,
         }
+        if self.travel is not None:
+            out |= self.travel.summary(int(self.requests.prompt_tokens[self.replica >= 0].sum()))
         return out
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Return one row per request as named columns."""
-        return {
+        found: dict[str, NDArray[np.generic]] = {
             "arrival_s": self.arrival_s,
             "prompt_tokens": self.requests.prompt_tokens,
             "output_tokens": self.requests.output_tokens,
@@ -259,6 +317,9 @@ class Outcome:
             "e2e_s": self.e2e_s,
             "preemptions": self.preemptions,
         }
+        if self.travel is not None:
+            found |= {"cached_tokens": self.travel.cached_tokens, "moves": self.travel.moves}
+        return found
 
     def to_polars(self) -> polars.DataFrame:
         """Return the rows of `columns` as a polars frame."""
@@ -287,6 +348,11 @@ class Outcome:
             f"  ${s['usd_per_million_tokens']:.3f} per million tokens, {s['joules_per_token']:.2f} J per output token"
             + (f", {s['carbon_g']:,.0f} g CO2 in all" if s["carbon_g"] else "")
         )
+        if self.travel is not None:
+            lines.append(
+                f"  {100 * s['cached_share']:.0f} % of prompt tokens cached, {s['transfers']:,} transfers of "
+                f"{show(s['transferred_bytes'], 'bytes')}, {s['migrations']:,} migrations"
+            )
         return "\n".join(lines)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sonde.cli.output import emit, import_beside, json_option, note, prepare
+from sonde.cli.output import emit, import_beside, json_option, note, prepare, table
 from sonde.errors import InputError
+from sonde.units import show
 
 if TYPE_CHECKING:
     from sonde.metrics import Objective
@@ -70,6 +72,25 @@ def simulate(
         from sonde.report.tables import outcome_table
 
         console().print(outcome_table(outcome, promised))
+        if outcome.travel is not None:
+            _moved(outcome.summary())
+
+
+def _moved(summary: Mapping[str, Any]) -> None:
+    """Print what prefix caches saved, and what went over links."""
+    tiers, links = summary["tiers"], summary["links"]
+    if tiers:
+        rows = [
+            [name, f"{100 * tier['cached_share']:.1f} %", show(tier["bytes"], "bytes"), f"{tier['evicted']:,}"]
+            for name, tier in tiers.items()
+        ]
+        title = f"{100 * summary['cached_share']:.1f} % of prompt tokens were cached"
+        table(title, ("tier", "of prompt tokens", "fetched", "blocks evicted"), rows)
+    if links:
+        rows = [[name, f"{link['transfers']:,}", show(link["bytes"], "bytes")] for name, link in links.items()]
+        table("", ("link", "transfers", "carried"), rows)
+    if summary["migrations"] or summary["given_up"]:
+        note(f"{summary['migrations']:,} live migrations, {summary['given_up']:,} given up")
 
 
 def objectives(texts: tuple[str, ...]) -> tuple[Objective, ...]:

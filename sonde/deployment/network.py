@@ -6,11 +6,22 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sonde.deployment.node import Choice, Line, quantity, refuse, repeated
+from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
 Seconds = Annotated[float, quantity("time", zero=True), Field(ge=0)]
 Bandwidth = Annotated[float, quantity("bandwidth"), Field(gt=0)]
 Bytes = Annotated[float, quantity("bytes", zero=True), Field(ge=0)]
+
+#: bytes, or "20 %" of the KV memory of a replica
+Room = Annotated[
+    Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")],
+    quantity_or_share("bytes", "a replica's KV memory", zero=True),
+]
+
+
+def share(text: str) -> float:
+    """Return 0.2 for "20 %"."""
+    return float(text.removesuffix("%")) / 100
 
 
 class Link(Choice):
@@ -37,11 +48,12 @@ class Path(Choice):
 class Tier(Choice):
     """Where blocks of prompts are kept: so many bytes for every replica, or for all of them where `shared`.
 
-    The first tier is device memory, taken off that for running requests; the others are read over a link.
+    The first tier is device memory, taken off that for running requests: bytes, or a share of it such as "20 %"; the
+    others are read over a link.
     """
 
     name: Line
-    capacity: Bytes
+    capacity: Room
     shared: bool = False
     link: Line | None = None
 
@@ -59,7 +71,13 @@ class Cache(Choice):
         first, *more = self.tiers
         if first.link is not None or first.shared:
             refuse("tiers", first.name, "the first tier is device memory: it has no link and is not shared")
+        if isinstance(first.capacity, str) and share(first.capacity) >= 1:
+            refuse("tiers", first.capacity, "must be below 100 %", "no memory would be left for requests")
         for tier in more:
+            if isinstance(tier.capacity, str):
+                refuse(
+                    "tiers", tier.name, 'needs bytes, such as "512 GiB": only the first tier is a share of a replica'
+                )
             if tier.link is None:
                 refuse("tiers", tier.name, "needs a `link` to be read over", "it would be as fast as device memory")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, NoReturn
@@ -34,6 +35,26 @@ def refuse(field: str, value: object, allowed: str, consequence: str = "") -> No
 def repeated(values: Iterable[object]) -> list[object]:
     """Return the values that are there more than once."""
     return [value for value, count in Counter(values).items() if count > 1]
+
+
+_SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
+
+
+def quantity_or_share(dimension: str, of: str, *, zero: bool = False) -> BeforeValidator:
+    """Return what turns text into the SI unit of `dimension`, and a share "60%" of `of` into "60 %"."""
+
+    def read(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        share = _SHARE.match(value.strip())
+        if share:
+            return f"{float(share[1]):g} %"
+        try:
+            return parse(value, dimension, zero=zero)
+        except InputError as error:
+            refuse("", value, error.allowed + f', or a share of {of} such as "60 %"', error.consequence)
+
+    return BeforeValidator(read)
 
 
 def quantity(dimension: str, *, zero: bool = False) -> BeforeValidator:

@@ -7,15 +7,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from sonde.deployment.network import Cache, Link, Migration, Path
-from sonde.deployment.node import Choice, Line, quantity, refuse, repeated
-from sonde.errors import InputError
-from sonde.units import parse
+from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
 __all__ = [
     "Batching", "Cache", "Choice", "Deployment", "Dollars", "Line", "Link", "Migration", "Path", "Pool", "PowerCap",
@@ -25,25 +22,11 @@ __all__ = [
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
 
 
-def _power_cap(value: object) -> object:
-    """Return watts for "400 W", a share for "60 %" as it is written best, and anything else as it is."""
-    if not isinstance(value, str):
-        return value
-    share = _SHARE.match(value.strip())
-    if share:
-        return f"{float(share[1]):g} %"
-    try:
-        return parse(value, "power")
-    except InputError as error:
-        refuse("", value, error.allowed + ', or a share of peak power such as "60 %"', error.consequence)
-
-
-_SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
-
 Dollars = Annotated[float, quantity("price", zero=True), Field(ge=0)]
 #: watts, or "60 %" of what the device draws at most
 PowerCap = Annotated[
-    Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")], BeforeValidator(_power_cap)
+    Annotated[float, Field(gt=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")],
+    quantity_or_share("power", "peak power"),
 ]
 
 

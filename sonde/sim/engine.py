@@ -73,7 +73,7 @@ def run(
         run_closed(world, clients, route, policies)
     spent = time.perf_counter() - start
     _check_policies(world, routing, names)
-    return as_clients_see(outcome(world, requests, engines, spent), engines)
+    return as_clients_see(outcome(world, requests, engines, spent, paths), engines)
 
 
 def _draws(routing: str) -> bool:

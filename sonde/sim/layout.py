@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sonde.catalogue.models import model
 from sonde.cost.table import Engine
+from sonde.deployment.network import Tier, share
 from sonde.deployment.tree import Deployment, Link
 from sonde.errors import InputError
 from sonde.sim.network import ALONE, CacheSpec, Connected, LinkSpec, MigrationSpec, Paths, TierSpec
@@ -23,46 +24,60 @@ def connected(deployment: Deployment, engines: Sequence[tuple[Engine, int]]) -> 
     paths = paths_of(deployment)
     if paths == ALONE:
         return engines
-    if paths.cache is not None:
-        held = paths.cache.tiers[0].capacity_bytes
-        sees = paths.prefill or len(engines)
-        engines = [(_without(engine, held) if k < sees else engine, n) for k, (engine, n) in enumerate(engines)]
+    if paths.cache is not None and deployment.cache is not None:
+        first, sees = deployment.cache.tiers[0], paths.prefill or len(engines)
+        held = [_held(first, engine) if k < sees else 0 for k, (engine, _) in enumerate(engines)]
+        engines = [(_without(engine, bytes_), n) for bytes_, (engine, n) in zip(held, engines, strict=True)]
+        tiers = (paths.cache.tiers[0]._replace(by_entry=tuple(held)), *paths.cache.tiers[1:])
+        paths = paths._replace(cache=paths.cache._replace(tiers=tiers))
     return Connected(tuple(engines), paths)
 
 
 def paths_of(deployment: Deployment) -> Paths:
-    """Return the stages, links, cache tiers and migration of a deployment."""
+    """Return the stages, links, cache tiers and migration of a deployment; a first tier that is a share has 0 bytes."""
     found = ALONE
     path, cache, moving = deployment.path, deployment.cache, deployment.migration
     if path is not None and len(path.visits) == 3:
         found = found._replace(
-            prefill=1, hand_over=_link(deployment.links[path.visits[1]]), routing=path.routing,
+            prefill=1, hand_over=_link(deployment.links[path.visits[1]], path.visits[1]), routing=path.routing,
             layers=model(deployment.pools[0].replica.model).layers if path.layer_wise else 0,
         )  # fmt: skip
     if cache is not None:
         tiers = tuple(
-            TierSpec(int(tier.capacity), tier.shared, _link(deployment.links[tier.link]) if tier.link else None)
+            TierSpec(
+                0 if isinstance(tier.capacity, str) else int(tier.capacity),
+                tier.shared,
+                _link(deployment.links[tier.link], tier.name) if tier.link else None,
+                tier.name,
+            )
             for tier in cache.tiers
         )
         found = found._replace(cache=CacheSpec(tiers, cache.eviction))
     if moving is not None:
         found = found._replace(
             migration=MigrationSpec(
-                _link(deployment.links[moving.link]), moving.interval, moving.low, moving.high, int(moving.headroom),
-                moving.tail_tokens, moving.stages, moving.policy,
+                _link(deployment.links[moving.link], "migration"), moving.interval, moving.low, moving.high,
+                int(moving.headroom), moving.tail_tokens, moving.stages, moving.policy,
             )
         )  # fmt: skip
     return found
 
 
-def _link(link: Link) -> LinkSpec:
-    return LinkSpec(link.bandwidth, link.latency, link.streams, _SCOPE[link.per])
+def _link(link: Link, name: str) -> LinkSpec:
+    return LinkSpec(link.bandwidth, link.latency, link.streams, _SCOPE[link.per], name)
+
+
+def _held(tier: Tier, engine: Engine) -> int:
+    """Return the bytes that the first tier of a cache takes of a replica."""
+    if isinstance(tier.capacity, str):
+        return int(share(tier.capacity) * engine.memory.capacity_bytes)
+    return int(tier.capacity)
 
 
 def _without(engine: Engine, held: int) -> Engine:
     """Return the engine with `held` bytes less for requests."""
     left = engine.memory.capacity_bytes - held
-    if left <= 0:
+    if left <= 0 < held:
         raise InputError(
             "cache.tiers[0].capacity", held, f"must be below the {engine.memory.capacity_bytes:,} bytes of a replica",
             "no memory would be left for requests",

@@ -21,23 +21,27 @@ SCOPES = ("shared", "source", "target")
 
 
 class LinkSpec(NamedTuple):
-    """A link: bandwidth (bytes/s) that at most `streams` transfers share equally, latency (s), and whose it is."""
+    """A link: bandwidth (bytes/s) that at most `streams` transfers share equally, latency (s), whose it is, a name."""
 
     bytes_per_s: float
     latency_s: float = 0.0
     streams: int = 16
     scope: str = "shared"
+    name: str = ""
 
 
 class TierSpec(NamedTuple):
     """A tier of prefix blocks: bytes of one store, whether all replicas share one, and the link to fetch over.
 
-    The first tier of a cache is device memory: what is there needs no fetching, and it has no link.
+    The first tier of a cache is device memory: what is there needs no fetching, and it has no link. `by_entry` are
+    bytes of a store of each entry of the fleet, where they differ.
     """
 
     capacity_bytes: int
     shared: bool = False
     link: LinkSpec | None = None
+    name: str = ""
+    by_entry: tuple[int, ...] = ()
 
 
 class CacheSpec(NamedTuple):
@@ -91,8 +95,7 @@ def network(requests: Requests, fleet: Sequence[tuple[Engine, int]], paths: Path
     """Return the links and stores of a run before its first event."""
     replicas = sum(count for _, count in fleet)
     tiers = paths.cache.tiers if paths.cache else ()
-    specs = [paths.hand_over, paths.migration.link if paths.migration else None, *(tier.link for tier in tiers)]
-    links, ways = _links(specs, replicas)
+    links, ways = _links([spec for _, spec in _uses(paths)], replicas)
     dense, different = _blocks(requests) if tiers else (np.zeros(0, np.int32), 0)
     stores, homes = _stores(tiers, fleet, requests.block_tokens, different)
     return Network(
@@ -110,6 +113,32 @@ def network(requests: Requests, fleet: Sequence[tuple[Engine, int]], paths: Path
         starts=requests.block_start if tiers else np.zeros(2, np.int64),
         blocks=dense,
     )
+
+
+def link_names(paths: Paths, replicas: int) -> list[str]:
+    """Return what each link of `network` is for: its name, or the use of it that has none."""
+    found = [
+        spec.name or use
+        for use, spec in _uses(paths)
+        if spec is not None
+        for _ in range(1 if spec.scope == "shared" else replicas)
+    ]
+    return found or [""]
+
+
+def tier_names(paths: Paths) -> list[str]:
+    """Return the names of the tiers of the cache; "tier 0", "tier 1", ... for those that have none."""
+    return [tier.name or f"tier {t}" for t, tier in enumerate(paths.cache.tiers if paths.cache else ())]
+
+
+def _uses(paths: Paths) -> list[tuple[str, LinkSpec | None]]:
+    """Return every use of a link, and the link where there is one."""
+    tiers = paths.cache.tiers if paths.cache else ()
+    return [
+        ("hand-over", paths.hand_over),
+        ("migration", paths.migration.link if paths.migration else None),
+        *zip(tier_names(paths), (tier.link for tier in tiers), strict=True),
+    ]
 
 
 def _records(n: int, dtype: np.dtype[np.void]) -> Record:
@@ -159,14 +188,15 @@ def _stores(
     tiers: Sequence[TierSpec], fleet: Sequence[tuple[Engine, int]], block_tokens: int, different: int
 ) -> tuple[Record, NDArray[np.int64]]:
     """Return the stores of all tiers, and for each tier and replica which one is its own."""
-    engines = [engine for engine, count in fleet for _ in range(count)]
+    engines = [(k, engine) for k, (engine, count) in enumerate(fleet) for _ in range(count)]
     homes = np.zeros((max(len(tiers), 1), len(engines)), np.int64)
     sizes: list[int] = []
     for row, tier in zip(homes, tiers, strict=False):
-        for r, engine in enumerate(engines):
+        for r, (k, engine) in enumerate(engines):
             if r == 0 or not tier.shared:
                 one = max(block_bytes(engine.memory, block_tokens, engine.table.window), 1)
-                sizes.append(min(int(tier.capacity_bytes // one), different))
+                held = tier.by_entry[k] if tier.by_entry else tier.capacity_bytes
+                sizes.append(min(int(held // one), different))
             row[r] = len(sizes) - 1
     stores = _records(max(len(sizes), 1), STORE)
     stores.capacity[: len(sizes)] = sizes
@@ -192,7 +222,10 @@ def check_paths(fleet: Sequence[tuple[Engine, int]], paths: Paths, requests: Req
             )  # fmt: skip
     if paths.cache is not None:
         if not requests.block_tokens:
-            raise InputError("cache", None, "needs a trace with hashed blocks", "no prompt would be known again")
+            raise InputError(
+                "cache", None, "needs requests with hashed blocks: a trace that has them, or a `hit_rate`",
+                "no prompt would be known again",
+            )  # fmt: skip
         if not 1 <= len(paths.cache.tiers) <= MOST_TIERS:
             raise InputError("cache.tiers", len(paths.cache.tiers), f"must be 1 to {MOST_TIERS}")
     for spec in (paths.hand_over, paths.migration and paths.migration.link):

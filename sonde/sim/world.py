@@ -12,7 +12,8 @@ from sonde.errors import InputError
 from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline, Travel
 from sonde.policies import batching
 from sonde.policies.routing import PoolView
-from sonde.sim.network import ALONE, Paths, network
+from sonde.sim.links import TIERS
+from sonde.sim.network import ALONE, Paths, link_names, network, tier_names
 from sonde.sim.state import (
     BUSY,
     E2E,
@@ -167,7 +168,7 @@ def set_goals(world: World, requests: Requests, objectives: Sequence[Objective])
     return world._replace(goals=goals)
 
 
-def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float) -> Outcome:
+def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float, paths: Paths = ALONE) -> Outcome:
     """Return what happened, read off the state after the last event; the clock began at the first arrival."""
     work, replicas = world.work, world.replicas
     zero = 0.0 if world.run.closed[0] else float(requests.arrival_s[0])
@@ -196,14 +197,15 @@ def outcome(world: World, requests: Requests, fleet: Fleet, simulation_s: float)
         simulation_s=simulation_s,
         arrival_s=arrival,
         aborted=bool(world.run.abort[0]),
-        travel=_travel(world, world.net, zero) if world.net is not None else None,
+        travel=_travel(world, world.net, paths, zero) if world.net is not None else None,
     )
 
 
-def _travel(world: World, net: Network, zero: float) -> Travel:
+def _travel(world: World, net: Network, paths: Paths, zero: float) -> Travel:
     flow, links, run = net.flow, net.links, world.run[0]
-    table = np.zeros(len(links), [("bytes", "f8"), ("transfers", "i8"), ("busy", "f8")])
-    for name in table.dtype.names or ():
+    table = np.zeros(len(links), [("name", "U64"), ("bytes", "f8"), ("transfers", "i8"), ("busy", "f8")])
+    table["name"] = link_names(paths, len(world.replicas))
+    for name in ("bytes", "transfers", "busy"):
         table[name] = links[name]
     return Travel(
         source=np.where(flow.origin > 0, flow.origin - 1, -1).astype(np.int32),
@@ -211,10 +213,30 @@ def _travel(world: World, net: Network, zero: float) -> Travel:
         cached_tokens=np.ascontiguousarray(flow.hit),
         moves=np.ascontiguousarray(flow.moves),
         links=table,
+        tiers=_tiers(net, paths, table, int(run.block_tokens)),
         evicted=int(net.stores.evicted.sum()),
         migrations=int(run.migrations),
         given_up=int(run.given_up),
     )
+
+
+def _tiers(net: Network, paths: Paths, links: NDArray[np.void], block_tokens: int) -> NDArray[np.void]:
+    """Return what every tier of the cache gave, and gave up."""
+    names, tokens = tier_names(paths), net.flow.blocks.astype(np.int64)
+    table = np.zeros(len(names), [("name", "U64"), ("tokens", "i8"), ("bytes", "f8"), ("evicted", "i8")])
+    over = np.zeros(len(tokens), np.int64) - net.flow.hit
+    if names:
+        tokens *= block_tokens
+        over += tokens.sum(axis=1)
+    for t in range(len(names) - 1, -1, -1):  # the last token of a prompt is computed, wherever it was found
+        less = np.minimum(tokens[:, t], np.maximum(over, 0))
+        over -= less
+        own = np.unique(net.homes[t])
+        table[t] = names[t], (tokens[:, t] - less).sum(), 0.0, net.stores.evicted[own].sum()
+        if paths.cache is not None and paths.cache.tiers[t].link is not None:
+            first, scope = net.ways[TIERS + t]
+            table["bytes"][t] = links["bytes"][first : first + (net.homes.shape[1] if scope else 1)].sum()
+    return table
 
 
 def _timeline(world: World, arrival: NDArray[np.float64], scheduled: NDArray[np.float64]) -> Timeline:
