@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 
 def as_clients_see(outcome: Outcome, fleet: Sequence[tuple[Engine, int]]) -> Outcome:
-    """Return the outcome with first_token_s and finish_s later by what the clients of every replica wait for.
+    """Return the outcome with first_token_s, finish_s and landed_s later by what the clients of every replica wait for.
 
     A poll lasts as long as a token of the same request takes; of requests of one token, as the mean of their replica.
     So the mean TTFT of a replica grows by polls times its mean TPOT, as `validate` fits it. A replica is busy
@@ -39,7 +39,10 @@ def as_clients_see(outcome: Outcome, fleet: Sequence[tuple[Engine, int]]) -> Out
     if any(client.polls != client.polls_busy for client in clients):
         polls = np.where(_present(outcome)[outcome.replica] >= BUSY, held[:, 3], polls)
     wait = held[:, 0] + held[:, 1] * outcome.requests.prompt_tokens + polls * _token_s(outcome)
-    return replace(outcome, first_token_s=outcome.first_token_s + wait, finish_s=outcome.finish_s + wait)
+    travel = outcome.travel and outcome.travel._replace(landed_s=outcome.travel.landed_s + wait)
+    return replace(
+        outcome, first_token_s=outcome.first_token_s + wait, finish_s=outcome.finish_s + wait, travel=travel
+    )  # fmt: skip
 
 
 def _present(outcome: Outcome) -> Floats:

@@ -37,9 +37,10 @@ def run_at(
     first = np.repeat([late(engine, slow=slow) for engine, _ in engines], counts)
     joules = np.repeat([drawn(engine, slow=slow) for engine, _ in engines], counts)
     more = outcome.ttft_s * (np.append(first, 1.0)[outcome.replica] - 1.0)
+    travel = outcome.travel and outcome.travel._replace(landed_s=outcome.travel.landed_s + more)
     return replace(
         outcome, first_token_s=outcome.first_token_s + more, finish_s=outcome.finish_s + more,
-        energy_j=outcome.energy_j * joules,
+        energy_j=outcome.energy_j * joules, travel=travel,
     )  # fmt: skip
 
 
