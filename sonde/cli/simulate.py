@@ -47,7 +47,7 @@ def simulate(
     from sonde.deployment.check import check
     from sonde.deployment.load import load
     from sonde.deployment.scenario import WorkloadChoice
-    from sonde.plan.demand import demand
+    from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
 
     if (trace is None) == (profile is None):
@@ -58,7 +58,8 @@ def simulate(
     tree = load(deployment)
     file = None if trace is None else str(trace)
     asked = WorkloadChoice(trace=file, profile=profile, rate=rate, duration=duration, seed=seed)
-    requests, notes = demand(asked, model(tree.pools[0].replica.model))
+    cached = tree.cache is not None or has_cache(tree.techniques)
+    requests, notes = demand(asked, model(tree.pools[0].replica.model), cached=cached)
     for text in notes:
         note(text)
     for text in check(tree):

@@ -58,6 +58,11 @@ def fit(file: Path, out: Path, name: str | None, source: str, as_json: bool) -> 
 @click.option("--requests", type=click.IntRange(1), help="At most so many requests.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all that is drawn.")
 @click.option("--hashes", is_flag=True, help="Also hashes of the prompts' blocks, where the profile knows prefixes.")
+@click.option(
+    "--hit-rate",
+    type=click.FloatRange(0, 1),
+    help="Hashes such that an endless cache finds this share of prompt tokens.",
+)
 @json_option
 def generate(
     profile: str,
@@ -67,6 +72,7 @@ def generate(
     requests: int | None,
     seed: int,
     hashes: bool,
+    hit_rate: float | None,
     as_json: bool,
 ) -> None:
     """Draw traffic from PROFILE, by name or file, as CSV that every verb reads.
@@ -74,6 +80,7 @@ def generate(
     With --json, stdout holds a description of what was drawn, and the traffic itself goes to --out only.
     """
     from sonde.workload import describe, generate
+    from sonde.workload.prefix import with_hit_rate
 
     drawn = generate.generate(
         profile,
@@ -81,8 +88,10 @@ def generate(
         duration_s=None if duration is None else parse(duration, "time", "--duration"),
         count=requests,
         seed=seed,
-        hashes=hashes,
+        hashes=hashes and hit_rate is None,
     )
+    if hit_rate is not None:
+        drawn = with_hit_rate(drawn, hit_rate, seed=seed)
     if as_json:
         emit(describe.describe(drawn))
     if out is not None or not as_json:

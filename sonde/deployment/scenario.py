@@ -30,6 +30,7 @@ class WorkloadChoice(Choice):
     duration: str | float | None = None  # of generated traffic; of a trace, the part that is used
     requests: int | None = Field(default=None, ge=1)  # at most so many
     seed: int = Field(default=0, ge=0)
+    hit_rate: float | None = Field(default=None, ge=0, le=1)  # of prompt tokens, in a prefix cache without an end
     long_prompts: Literal["refuse", "clip", "drop"] = "refuse"  # those longer than the model's context
 
     @model_validator(mode="after")

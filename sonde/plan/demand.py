@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from sonde.catalogue.model import Model
 from sonde.deployment.scenario import WorkloadChoice
+from sonde.deployment.tree import Use
 from sonde.errors import MISSING, InputError
 from sonde.units import parse, show
 from sonde.workload.context import LongPrompts, within
@@ -24,18 +25,19 @@ class Demand(NamedTuple):
     notes: tuple[str, ...]
 
 
-def demand(choice: WorkloadChoice | None, model: Model) -> Demand:
+def demand(choice: WorkloadChoice | None, model: Model, *, cached: bool = False) -> Demand:
     """Return the requests of a scenario's workload, within the model's context.
 
-    Raises InputError where the trace cannot be read, and where a prompt is longer than the model's context
-    (naming the line of the file where it is known) and `choice` does not say to clip or drop it.
+    Where prompts are `cached`, generated traffic has hashed blocks too. Raises InputError where the trace cannot be
+    read, where a prompt is longer than the model's context (naming the line of the file where it is known) and
+    `choice` does not say to clip or drop it, and for a hit rate that these prompts do not allow.
     """
     if choice is None:
         raise InputError(
             "workload", MISSING, "needs `trace` (a file) or `profile` (a name or a file)",
             "there is nothing to serve; a trace may also be given apart (--trace)",
         )  # fmt: skip
-    found = _read(choice) if choice.trace is not None else _generate(choice)
+    found = _read(choice) if choice.trace is not None else _generate(choice, hashes=cached)
 
     def where(row: int) -> str:
         from sonde.workload.readers import place
@@ -43,24 +45,42 @@ def demand(choice: WorkloadChoice | None, model: Model) -> Demand:
         return f"workload[{row}].prompt_tokens" if choice.trace is None else place(choice.trace, row)
 
     served, notes = within(found.requests, model.context, choice.long_prompts, where)
-    return Demand(served, (*found.notes, *notes, *_remarks(served)))
+    if choice.hit_rate is not None:
+        served = _with_hits(served, choice)
+    return Demand(served, (*found.notes, *notes, *_remarks(served, cached=cached)))
 
 
-def given(trace: Requests, model: Model, long_prompts: LongPrompts = "refuse") -> Demand:
+def given(trace: Requests, model: Model, long_prompts: LongPrompts = "refuse", *, cached: bool = False) -> Demand:
     """Return requests that were handed over as columns, within the model's context."""
     served, notes = within(trace, model.context, long_prompts)
-    return Demand(served, (*notes, *_remarks(served)))
+    return Demand(served, (*notes, *_remarks(served, cached=cached)))
 
 
-def _remarks(asked: Requests) -> Iterator[str]:
+def has_cache(uses: Iterable[Use]) -> bool:
+    """Return whether techniques have a cache of prefixes among them."""
+    return any("prefix-cache" in ((use,) if isinstance(use, str) else use) for use in uses)
+
+
+def _with_hits(asked: Requests, choice: WorkloadChoice) -> Requests:
+    from sonde.workload.prefix import with_hit_rate
+
+    if choice.trace is not None and asked.block_tokens:
+        raise InputError(
+            "workload.hit_rate", choice.hit_rate, "must be left out: the trace has hashed blocks of its own",
+            "it would be unclear which of the two counts",
+        )  # fmt: skip
+    return with_hit_rate(asked, choice.hit_rate or 0.0, seed=choice.seed)
+
+
+def _remarks(asked: Requests, *, cached: bool) -> Iterator[str]:
     """Yield what is in the requests and not in the answer, and what the answer may rest on by accident."""
     from sonde.workload.statistics import prefix_hits, tick
 
-    if len(asked.block_hash):
+    if len(asked.block_hash) and not cached:
         blocks, seen = prefix_hits(asked)
         yield (
             f"{100 * seen.sum() / blocks.sum():.0f} % of the prompts' blocks were there before: a prefix cache could "
-            "save their work, and is not modelled."
+            "save their work (`techniques: [prefix-cache]`), and none is in use."
         )
     same = float(np.mean(np.diff(asked.arrival_s) == 0)) if asked.n > 1 else 0.0
     if same > _SAME:
@@ -110,12 +130,15 @@ def rows(trace: Requests, stop: int, start: int = 0) -> Requests:
     )  # fmt: skip
 
 
-def _generate(choice: WorkloadChoice) -> Demand:
+def _generate(choice: WorkloadChoice, *, hashes: bool) -> Demand:
     from sonde.workload.generate import generate
 
     rate = None if choice.rate is None else parse(choice.rate, "rate", "workload.rate")
     span = None if choice.duration is None else parse(choice.duration, "time", "workload.duration")
-    made = generate(choice.profile or "", rate=rate, duration_s=span, count=choice.requests, seed=choice.seed)
+    hashes = hashes and choice.hit_rate is None
+    made = generate(
+        choice.profile or "", rate=rate, duration_s=span, count=choice.requests, seed=choice.seed, hashes=hashes
+    )
     if span is not None and choice.requests != 1:
         _check_span(choice, made.n)
     if span is not None or choice.requests is not None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from sonde.errors import InputError
 from sonde.workload.node import Node
 from sonde.workload.requests import Requests
 from sonde.workload.statistics import prefix_hits
@@ -92,6 +93,75 @@ def draw_hashes(prefix: Prefix, requests: Requests, rng: np.random.Generator) ->
     start = np.concatenate(([0], np.cumsum(blocks)))
     hashes = chain(start, depth, near)
     return requests._replace(block_start=start, block_hash=hashes, block_tokens=prefix.block_tokens)
+
+
+def with_hit_rate(
+    requests: Requests, hit_rate: float, *, block_tokens: int = 16, prefixes: int = 64, seed: int = 0
+) -> Requests:
+    """Return the requests with hashed blocks such that a cache without an end finds `hit_rate` of all prompt tokens.
+
+    Every prompt begins with one of so many `prefixes`, drawn with popularities 1, 1/2, 1/3, ... (Zipf), and goes on
+    with blocks that no other has; the same share of every prompt is common, but for rounding to blocks of
+    `block_tokens`. What the first prompt of each prefix must compute counts as not found, and so does the last token
+    of a prompt. Raises InputError for a rate outside 0 to 1, or above what these prompts allow.
+    """
+    if not 0 <= hit_rate <= 1:
+        raise InputError("hit_rate", hit_rate, "must be from 0 to 1: a share of prompt tokens")
+    for name, value in (("block_tokens", block_tokens), ("prefixes", prefixes)):
+        if value < 1:
+            raise InputError(name, value, "must be 1 or more")
+    popular = 1.0 / np.arange(1, prefixes + 1)
+    family = np.random.default_rng((seed, 5)).choice(prefixes, requests.n, p=popular / popular.sum())
+    prompts = requests.prompt_tokens.astype(np.int64)
+    asked = hit_rate * prompts.sum()
+
+    def found(share: float) -> float:
+        seen = _seen(family, _common(prompts, share, block_tokens))
+        return float(np.minimum(seen * block_tokens, prompts - 1).sum())
+
+    low, high = 0.0, 1.0
+    if found(high) < asked:
+        raise InputError(
+            "hit_rate", hit_rate,
+            f"may be at most {np.floor(1e3 * found(1.0) / prompts.sum()) / 1e3:g} for these {requests.n:,} prompts, in "
+            f"blocks of {block_tokens} tokens and with {prefixes} prefixes", "first prompts have nothing to find",
+        )  # fmt: skip
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if found(middle) >= asked else (middle, high)
+    depth = _common(prompts, high, block_tokens)
+    return _numbered(requests, family, depth, block_tokens)
+
+
+def _common(prompts: NDArray[np.int64], share: float, block_tokens: int) -> NDArray[np.int64]:
+    """Return how many blocks at the head of each prompt are of its prefix: `share` of its tokens, over all prompts."""
+    whole = np.floor(np.cumsum(share * prompts / block_tokens))
+    return np.minimum(np.diff(whole, prepend=0.0).astype(np.int64), prompts // block_tokens)
+
+
+def _seen(family: NDArray[np.int64], depth: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many of its first `depth` blocks an earlier prompt of the same family had, for every prompt."""
+    order = np.argsort(family, kind="stable")
+    apart = family[order] * (int(depth.max()) + 1)  # so that no family reaches into the next
+    most = np.maximum.accumulate(depth[order] + apart)
+    before = np.concatenate(([0], most[:-1])) - apart
+    seen = np.empty_like(depth)
+    seen[order] = np.clip(before, 0, depth[order])
+    return seen
+
+
+def _numbered(requests: Requests, family: NDArray[np.int64], depth: NDArray[np.int64], block_tokens: int) -> Requests:
+    """Return the requests with blocks numbered from 0: those of prefixes, then those that one prompt has."""
+    blocks = requests.prompt_tokens.astype(np.int64) // block_tokens
+    start = np.concatenate(([0], np.cumsum(blocks)))
+    longest = np.zeros(int(family.max()) + 1, np.int64)
+    np.maximum.at(longest, family, depth)
+    first = np.concatenate(([0], np.cumsum(longest)))
+    at = np.arange(start[-1]) - np.repeat(start[:-1], blocks)
+    common = at < np.repeat(depth, blocks)
+    hashes = np.repeat(first[family], blocks) + at
+    hashes[~common] = first[-1] + np.arange(int((~common).sum()))
+    return requests._replace(block_start=start, block_hash=hashes, block_tokens=block_tokens)
 
 
 def _lags(requests: Requests, seen: NDArray[np.int64]) -> Floats:
