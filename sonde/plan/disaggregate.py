@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -158,7 +158,7 @@ def split(
         pair = _Pair(requests, goal, first.option, second.option, paths)
         price = cost(first.option.engine), cost(second.option.engine)
         counts = first.replicas(rate), second.replicas(rate)
-        found = _fewest_of_both(pair, price, counts, best[0] if best else math.inf)
+        found = fewest_of_both(pair, price, counts, best[0] if best else math.inf)
         if found is not None:
             best = (price[0] * found[0] + price[1] * found[1], first, found[0], second, found[1])
     if best is None:
@@ -279,6 +279,33 @@ def _source() -> Engine:
     return Engine(StepTable(time, none, 0), memory, "prefill-first", 1, 1 << 40, "recompute", 0.0, 0.0, 0)
 
 
+class Limited(Protocol):
+    """A replica of which there may be so many."""
+
+    @property
+    def most(self) -> int:
+        """Return how many there may be."""
+        ...
+
+
+class Together(Protocol):
+    """Two replicas, one for each phase, and whether so many of both hold."""
+
+    @property
+    def prefill(self) -> Limited:
+        """Return the one for prompts."""
+        ...
+
+    @property
+    def decode(self) -> Limited:
+        """Return the one that decodes."""
+        ...
+
+    def holds(self, n: int, m: int) -> bool:
+        """Return whether n replicas for prompts and m that decode hold."""
+        ...
+
+
 class _Pair:
     """Whether so many replicas of two options hold together: each pair of numbers is simulated once."""
 
@@ -296,8 +323,8 @@ class _Pair:
         return self.known[n, m]
 
 
-def _fewest_of_both(
-    pair: _Pair, price: tuple[float, float], start: tuple[int, int], below: float
+def fewest_of_both(
+    pair: Together, price: tuple[float, float], start: tuple[int, int], below: float
 ) -> tuple[int, int] | None:
     """Return the cheapest (n, m) that holds and costs less than `below`, walking both ways from `start`."""
     if min(price) <= 0:
