@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cost_models import A100, OPT_13B, OPT_66B, YI_34B
 
+from sonde.catalogue.distserve_steps import MEASURED
 from sonde.catalogue.efficiencies import efficiencies
 from sonde.catalogue.model import Model
 from sonde.cost.compile import step_table
@@ -20,7 +21,6 @@ from sonde.cost.memory import fit
 from sonde.cost.shard import shard
 from sonde.cost.table import Coefficients, coefficients
 from sonde.deployment.tree import Batching, Replica
-from sonde.papers.genz import MEASURED
 
 MODELS: dict[str, Model] = {"opt-13b": OPT_13B, "opt-66b": OPT_66B}
 PROMPTS = [(1, 128), (1, 256), (1, 512), (1, 1024), (1, 2048), (16, 128), (8, 256), (4, 512), (2, 1024),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sonde.catalogue.devices import device
+from sonde.catalogue.distserve_steps import MEASURED
 from sonde.catalogue.efficiencies import Efficiencies, efficiencies
 from sonde.catalogue.models import model
 from sonde.cost.compile import step_table
@@ -24,18 +25,6 @@ from sonde.deployment.tree import Batching, Replica
 from sonde.papers.frame import Claim, Paper, Progress, Range, Reproduction, Row, at_least, at_most, near
 
 A100, H100, LLAMA = "a100-sxm-80gb", "h100-sxm", "llama-3-8b"
-Three = tuple[float, float, float]
-
-#: LLMServe/DistServe (Apache-2.0), ms on A100-80G: prompts a + b·Σl + c·Σl²; decode steps a + b·Σcontext + c·batch,
-#: below a batch of 95 and from there on
-MEASURED: dict[tuple[str, int], tuple[Three, Three, Three]] = {
-    ("opt-13b", 1): ((18.1, 0.1019, 7.12e-6), (19.93, 6.27e-4, 0.0385), (7.17, 5.80e-4, 0.158)),
-    ("opt-13b", 2): ((14.74, 0.0686, 2.45e-6), (13.29, 3.41e-4, 0.063), (10.64, 3.12e-4, 0.0856)),
-    ("opt-13b", 4): ((12.06, 0.0381, 5.23e-7), (10.26, 1.88e-4, 0.0327), (10.48, 1.71e-4, 0.0457)),
-    ("opt-66b", 2): ((43.06, 0.2742, 2.25e-5), (48.29, 9.42e-4, 0.1276), (28.73, 4.74e-4, 0.296)),
-    ("opt-66b", 4): ((29.44, 0.1514, 8.32e-6), (30.76, 4.52e-4, 0.0633), (27.47, 4.05e-4, 0.125)),
-    ("opt-66b", 8): ((25.49, 0.1066, 3.39e-6), (23.16, 2.27e-4, 0.048), (21.72, 3.76e-4, 0.0898)),
-}
 PROMPTS = ((1, 128), (1, 512), (1, 2048), (4, 512), (8, 512), (2, 2048))
 BATCHES = tuple((batch, context) for batch in (1, 4, 16, 64, 128, 256) for context in (256, 512, 1024))
 #: GenZ's two efficiencies for every operator, and the engine's time a step, as read off the OPT-13B row
