@@ -78,6 +78,8 @@ class Travel(NamedTuple):
     tiers             one record per tier of a prefix cache: name, tokens found there, bytes fetched from there, and
                       blocks evicted, of all its stores
     evicted, migrations, given_up   blocks given up by caches, migrations that came off, and that did not
+    borrowed_tokens i4  the most tokens of it that lay in another replica's memory
+    loans             times that blocks were sent to another replica, to stay there
     """
 
     source: NDArray[np.int32]
@@ -89,6 +91,8 @@ class Travel(NamedTuple):
     evicted: int
     migrations: int
     given_up: int
+    borrowed_tokens: NDArray[np.int32]
+    loans: int
 
     def summary(self, prompt_tokens: int) -> dict[str, object]:
         """Return the figures of what went over links; shares are of so many prompt tokens."""
@@ -100,6 +104,7 @@ class Travel(NamedTuple):
             "evicted": self.evicted,
             "migrations": self.migrations,
             "given_up": self.given_up,
+            "loans": self.loans,
             "links": {
                 str(name): {
                     "bytes": float(self.links["bytes"][self.links["name"] == name].sum()),

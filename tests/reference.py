@@ -36,6 +36,8 @@ class Sequence:
     swapped: bool = False
     held: bool = False  # finished, its place kept (static batching)
     preemptions: int = 0
+    lent: int = 0  # blocks that lie at another replica
+    creditor: Replica | None = None
 
 
 @dataclass(eq=False)
@@ -61,6 +63,8 @@ class Replica:
     peak: int = 0
     outside: dict[int, int] = field(default_factory=dict)  # tokens whose memory is held for what is on a link
     places: int = 0  # in the batch, held for what comes
+    guests: list[Sequence] = field(default_factory=list)  # of other replicas, with blocks here
+    lending: object = None
 
     def size(self, tokens: int) -> int:
         m, window = self.engine.memory, self.engine.table.window
@@ -78,6 +82,8 @@ class Replica:
                 total += self.size(s.cached + (1 if growing else 0))
             else:
                 total += self.size(s.target)
+        block = self.engine.memory.block_bytes
+        total += block * (sum(s.lent for s in self.guests) - sum(s.lent for s in self.admitted))
         return total + sum(self.size(tokens) for tokens in self.outside.values())
 
     @property
@@ -99,11 +105,32 @@ class Replica:
         read = sum(s.cached + (0 if s.held else 1) for s in batch)
         read_window = sum(min(s.cached + (0 if s.held else 1), window) for s in batch) if window else 0
         b = len(batch)
+        attention = c.read[b] * read
+        if self.lending:
+            attention = self.distributed(c, c.read[b], read, batch)
         return (
             c.fixed + c.linear[min(n, last)] + c.slope * max(n - last, 0)
             + c.prefill * area + c.prefill_window * area_window
-            + c.decode[b] + c.read[b] * read + c.read_window[b] * read_window
+            + c.decode[b] + attention + c.read_window[b] * read_window
         )  # fmt: skip
+
+    def distributed(self, c, coefficient, read, batch):
+        """Return what attention takes where tokens lie at other replicas, and theirs here."""
+        block = self.engine.memory.block_tokens
+        away = [s for s in batch if s.lent]
+        own = coefficient * (read - sum(s.lent for s in away) * block)
+        guests = sum(s.lent for s in self.guests) * block
+        if c is self.engine.table.energy:
+            return own + sum(s.creditor.engine.table.energy.read[1] * s.lent * block for s in away)
+        if away:
+            spec = self.lending
+            shares = [
+                other.engine.table.time.read[1] * sum(s.lent for s in away if s.creditor is other) * block
+                for other in {id(s.creditor): s.creditor for s in away}.values()
+            ]
+            there = 2 * spec.rounds * spec.link.latency_s + len(away) * spec.exchange_bytes / spec.link.bytes_per_s
+            own = max(own, there + max(shares))
+        return own + c.read[1] * guests
 
 
 class Stepper:
@@ -205,6 +232,7 @@ class Stepper:
         r.chunks = []
         self.before_form(r, now)
         r.start, seconds, preempted = now, 0.0, 0
+        self.sending = 0.0
         left, decode, whole = self.ask(r)
         while True:
             out = 0
@@ -221,6 +249,7 @@ class Stepper:
             else:
                 break
         self.before_step(r, now, decode)
+        seconds += self.sending
         r.decodes = decode and bool(r.decoding)
         r.in_step = list(r.decoding) if r.decodes else []
         if not r.chunks and not r.decoding:
@@ -243,9 +272,19 @@ class Stepper:
     def gone(self, r, s, now):
         pass
 
+    def borrow(self, r):
+        """Return whether blocks of a decoding sequence could be sent away."""
+        return False
+
+    def place(self, r, s, growing):
+        """Return whether the head of a prompt could be placed elsewhere."""
+        return False
+
     def prepare_decode(self, r):
         count, seconds = 0, 0.0
         while r.used(growing=True) > r.engine.memory.capacity_bytes:
+            if self.borrow(r):
+                continue
             seconds += self.preempt(r)
             count += 1
         while not count and r.queue and r.queue[0].swapped and not r.full:
@@ -292,10 +331,10 @@ class Stepper:
         while left > 0 and r.queue and not r.full and r.prefilling is None:
             s = r.queue[0]
             need = r.size(s.prompt + s.output - 1) if r.policy.reserve_output else r.size(s.target)
-            if s.swapped or r.used(growing) + need > r.engine.memory.capacity_bytes:
-                break
             rest = s.target - s.done
-            if whole and rest > left and r.chunks:
+            if s.swapped or (whole and rest > left and r.chunks):
+                break
+            if r.used(growing) + need > r.engine.memory.capacity_bytes and not self.place(r, s, growing):
                 break
             r.queue.pop(0)
             r.admitted.append(s)

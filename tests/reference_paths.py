@@ -108,15 +108,18 @@ class PathStepper(Stepper):
         self.tiers = [self.add(tier.link) for tier in tiers]
         self.stores = [self.build(tier, requests.block_tokens) for tier in tiers]
         self.uses: dict[int, int] = {}
-        self.touches = 0
+        self.touches, self.loans = 0, 0
         start = float(requests.arrival_s[0])
         self.tick = start + paths.migration.interval_s if paths.migration else math.inf
         self.leaving = []
         self.moves: dict[int, Move] = {}  # by the replica that sends
         self.pulls = {id(r): [] for r in self.replicas}
         self.landed = {id(r): [] for r in self.replicas}
+        for r in self.replicas[self.first_stage if paths.prefill else 0 :]:
+            r.lending = paths.lending
         for s in self.sequences:
             s.hit, s.landed, s.moves, s.source = 0, math.nan, 0, -1
+            s.most_lent = 0
             s.given = float(requests.arrival_s[s.index])
 
     def add(self, spec):
@@ -156,6 +159,7 @@ class PathStepper(Stepper):
                 return self
             self.now = now = min(now, self.tick)
             self.finished.clear()
+            before = self.could_lend()
             if now in ends:
                 r = next(r for r in self.replicas if r.end == now)
                 self.end_step(r, now)
@@ -177,6 +181,10 @@ class PathStepper(Stepper):
                 r.wake = None
                 self.form(r, now)
                 self.pass_on(now)
+            if self.paths.lending and any(a > b for a, b in zip(self.could_lend(), before, strict=True)):
+                for r in self.lenders():
+                    if r.queue:
+                        self.stir(r, now)
             if clients:
                 pending += [moment for moment, _ in self.finished]
 
@@ -231,9 +239,13 @@ class PathStepper(Stepper):
         return r
 
     def fits(self, n, s):
-        r = self.replicas[n]
+        r, spec = self.replicas[n], self.paths.lending
+        most = r.engine.memory.capacity_bytes
+        if spec and not self.paths.prefill:
+            spare = max(x.engine.memory.capacity_bytes for x in self.replicas if x is not r) - spec.reserve_bytes
+            most += max(spare, 0) // r.engine.memory.block_bytes * r.engine.memory.block_bytes
         tokens = s.prompt if self.first_stage < len(self.replicas) and n < self.first_stage else s.prompt + s.output - 1
-        return r.size(tokens) <= r.engine.memory.capacity_bytes
+        return r.size(tokens) <= most
 
     # arrival, and prefix caches
 
@@ -411,7 +423,7 @@ class PathStepper(Stepper):
     def begin(self, a, b, now):
         source, target = self.replicas[a], self.replicas[b]
         busy = {id(t.sequence) for link in self.links for t in self.under_way(link)}
-        able = [s for s in source.decoding if id(s) not in busy]
+        able = [s for s in source.decoding if id(s) not in busy and not s.lent]
         if not able or target.full:
             return
         lowest = max(s.priority for s in able)
@@ -455,6 +467,10 @@ class PathStepper(Stepper):
 
     def gone(self, r, s, now):
         n = self.replicas.index(r)
+        if s.lent:
+            s.creditor.guests.remove(s)
+            s.lent = 0
+            self.look_again(s.creditor, now)
         if n in self.moves and self.moves[n].sequence is s:
             self.drop(self.moves[n], now)
 
@@ -484,3 +500,60 @@ class PathStepper(Stepper):
         s.replica, s.towards, s.target, s.moves = move.target, move.target, s.cached, s.moves + 1
         size = float(source.size(s.cached) - source.size(move.tokens))
         self.way(self.migrate, n, move.target).carry(Transfer("last", s, n, move.target, size), now)
+
+    # lending
+
+    def lenders(self):
+        return [r for r in self.replicas if r.lending]
+
+    def could_lend(self):
+        """What every replica could lend, and has for itself."""
+        return [self.room(r) for r in self.lenders()] + [-self.used(r) for r in self.lenders()]
+
+    def room(self, r):
+        if r.queue and r.admitted:
+            return 0
+        memory = r.engine.memory
+        return max(memory.capacity_bytes - r.lending.reserve_bytes - self.used(r), 0) // memory.block_bytes
+
+    def lender(self, r):
+        others = [x for x in self.lenders() if x is not r]
+        return max(others, key=self.room)
+
+    def borrow(self, r):
+        if not r.lending:
+            return False
+        c, memory = self.lender(r), r.engine.memory
+        short = -(-(r.used(growing=True) - memory.capacity_bytes) // memory.block_bytes)
+        busy = {id(t.sequence) for link in self.links for t in self.under_way(link)}
+        busy |= {id(move.sequence) for move in self.moves.values()}
+        able = [s for s in r.decoding if id(s) not in busy and (not s.lent or s.creditor is c)]
+        if not able or self.room(c) < 1:
+            return False
+        s = min(able, key=lambda s: (s.lent - s.cached // memory.block_tokens, s.index))
+        blocks = min(short, s.cached // memory.block_tokens - s.lent, self.room(c))
+        if blocks < 1:
+            return False
+        self.lend(s, c, blocks)
+        return True
+
+    def place(self, r, s, growing):
+        if not r.lending:
+            return False
+        c, memory = self.lender(r), r.engine.memory
+        blocks = -(-(r.used(growing) + r.size(s.target) - memory.capacity_bytes) // memory.block_bytes)
+        if blocks > s.target // memory.block_tokens or blocks > self.room(c):
+            return False
+        self.lend(s, c, blocks)
+        return True
+
+    def lend(self, s, c, blocks):
+        link = c.lending.link
+        s.lent += blocks
+        s.most_lent = max(s.most_lent, s.lent)
+        s.creditor = c
+        if s not in c.guests:
+            c.guests.append(s)
+        c.peak = max(c.peak, self.used(c))
+        self.loans += 1
+        self.sending += link.latency_s + blocks * c.engine.memory.block_bytes / link.bytes_per_s

@@ -13,7 +13,7 @@ from reference_paths import PathStepper
 
 from sonde.policies import routing
 from sonde.sim.engine import run
-from sonde.sim.network import SCOPES, CacheSpec, Connected, LinkSpec, MigrationSpec, Paths, TierSpec
+from sonde.sim.network import SCOPES, CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
 
 EXAMPLES = int(os.environ.get("SONDE_TWIN_EXAMPLES", "0"))
 ALL = ("static", "iteration", "prefill-first", "chunked", "inflight", "chunks-first")
@@ -49,6 +49,37 @@ def migrations(draw):
     )  # fmt: skip
 
 
+@st.composite
+def lendings(draw):
+    return LendingSpec(
+        draw(links()), draw(st.sampled_from([0, 0, 8, 30])), draw(st.integers(0, 40)), draw(st.integers(1, 3))
+    )
+
+
+def alike(fleet):
+    """Return engines that can hold each other's blocks: of one size, without windows, computed again when preempted."""
+    memory = fleet[0][0].memory
+    size = max(memory.block_bytes, 1)
+    return [
+        (
+            engine._replace(
+                preemption="recompute",
+                table=engine.table._replace(
+                    window=0,
+                    time=engine.table.time._replace(prefill_window=0.0, read_window=0 * engine.table.time.read),
+                    energy=engine.table.energy._replace(prefill_window=0.0, read_window=0 * engine.table.time.read),
+                ),
+                memory=engine.memory._replace(
+                    block_tokens=memory.block_tokens, block_bytes=size, window_block_bytes=0,
+                    capacity_bytes=max(engine.memory.capacity_bytes // 2, 2 * size + engine.memory.state_bytes),
+                ),
+            ),
+            count,
+        )
+        for engine, count in fleet
+    ]  # fmt: skip
+
+
 def hashed(draw, requests):
     """Give prompts blocks of a few tokens, of which the first ones are often the same."""
     tokens = draw(st.integers(1, 4))
@@ -70,13 +101,19 @@ def engines(draw, policies):
 
 
 @st.composite
-def cases(draw, hand_over=False, cache=False, migration=False):
+def cases(draw, hand_over=False, cache=False, migration=False, lending=False):
     requests = draw(drawn.workloads(most=18))
-    policies = MOVING if hand_over or migration else ALL
+    policies = MOVING if hand_over or migration or lending else ALL
     fleet = engines(draw, policies)
+    if lending and not hand_over and sum(count for _, count in fleet) < 2:
+        fleet = [(fleet[0][0], 2)]
+    fleet = alike(fleet) if lending and not hand_over else fleet
     paths = Paths(routing=draw(st.sampled_from(["least-tokens", "least-outstanding", "round-robin", "freeness"])))
     if hand_over:
         more = engines(draw, policies)
+        if lending and sum(count for _, count in more) < 2:
+            more = [(more[0][0], 2)]
+        more = alike(more) if lending else more
         paths = paths._replace(prefill=len(fleet), hand_over=draw(links()), layers=draw(st.sampled_from([0, 0, 1, 4])))
         fleet = [*fleet, *more]
     if cache:
@@ -84,6 +121,8 @@ def cases(draw, hand_over=False, cache=False, migration=False):
         paths = paths._replace(cache=draw(caches()))
     if migration:
         paths = paths._replace(migration=draw(migrations()))
+    if lending:
+        paths = paths._replace(lending=draw(lendings()))
     first = draw(st.sampled_from(["least-outstanding", "least-tokens", "prefix", "freeness"]))
     return requests, fleet, paths, first, draw(st.sampled_from([None, None, 1, 3, 6]))
 
@@ -103,18 +142,45 @@ def compare(case):
     for name, column in (("steps", fast.steps), ("busy", fast.busy_s), ("peak", fast.peak_kv_bytes)):
         np.testing.assert_array_equal(column, [getattr(r, name) for r in slow.replicas], err_msg=name)
     np.testing.assert_array_equal(fast.itl_counts, slow.itl_counts())
+    if paths.lending is not None:
+        lent = [s.most_lent * fleet[-1][0].memory.block_tokens for s in slow.sequences]
+        np.testing.assert_array_equal(travel.borrowed_tokens, lent)
+        assert travel.loans == slow.loans
+        idle = np.array([r.engine.idle_w for r in slow.replicas])
+        end = np.nanmax(fast.finish_s) if np.isfinite(fast.finish_s).any() else fast.arrival_s.min()
+        rest = np.maximum(end - fast.arrival_s.min() - fast.busy_s, 0.0)
+        np.testing.assert_allclose(fast.energy_j, [r.energy for r in slow.replicas] + idle * rest, rtol=1e-12)
     return fast
 
 
 @pytest.mark.parametrize(
     "kinds",
-    [("hand_over",), ("cache",), ("migration",), ("hand_over", "cache"), ("hand_over", "cache", "migration")],
+    [
+        ("hand_over",),
+        ("cache",),
+        ("migration",),
+        ("hand_over", "cache"),
+        ("hand_over", "cache", "migration"),
+        ("lending",),
+        ("hand_over", "lending"),
+        ("lending", "cache"),
+        ("lending", "migration"),
+    ],
     ids=", ".join,
 )
 @settings(max_examples=EXAMPLES or 120, **EASY)
 @given(data=st.data())
 def test_equals_stepping_one_by_one(kinds, data):
     compare(data.draw(cases(**dict.fromkeys(kinds, True))))
+
+
+def longer(case, out):
+    """Return how many requests ended that no memory could have held alone."""
+    engine = case[1][0][0]
+    tokens = case[0].prompt_tokens + case[0].output_tokens - 1
+    blocks = -(-tokens // engine.memory.block_tokens)
+    alone = blocks * engine.memory.block_bytes + engine.memory.state_bytes <= max(out.kv_capacity_bytes)
+    return int((~alone & np.isfinite(out.finish_s)).sum())
 
 
 @pytest.mark.parametrize(
@@ -126,6 +192,9 @@ def test_equals_stepping_one_by_one(kinds, data):
         (("cache",), lambda case, out: out.travel.links.size > 1 and (out.travel.links["transfers"] > 1).sum() > 1),
         (("migration",), lambda case, out: out.travel.moves.sum() > 2),
         (("migration",), lambda case, out: out.travel.given_up > 1 and out.travel.moves.sum() > 0),
+        (("lending",), lambda case, out: out.travel.loans > 4 and out.preemptions.sum() > 1),
+        (("lending",), lambda case, out: (out.peak_kv_bytes > 0).all() and longer(case, out) > 1),
+        (("hand_over", "lending"), lambda case, out: out.travel.loans > 1 and out.completed > 4),
         (("hand_over", "migration"), lambda case, out: out.travel.moves.sum() > 0 and out.completed > 4),
     ],
 )

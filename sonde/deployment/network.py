@@ -86,16 +86,24 @@ class Cache(Choice):
 class Migration(Choice):
     """Live migration of running requests: a policy, asked every `interval`, and what it goes by.
 
+    policy       "defragment", "balanced", or "module:function" of your own
     low, high    steps that the memory of a replica still lasts its batch: below `low` it sends, above `high` it takes
     headroom     memory that is kept free beside requests of the most urgent priority
     tail_tokens  so few tokens are left to copy when a sequence stops; stages: copies at most until it does
     """
 
     link: Line
-    policy: Literal["defragment"] = "defragment"
+    policy: Line = "defragment"
     interval: Annotated[float, quantity("time"), Field(gt=0)] = 0.2
     low: float = 30.0
     high: float = 60.0
     headroom: Bytes = 0.0
     tail_tokens: int = Field(default=16, ge=0, le=100_000)
     stages: int = Field(default=3, ge=1, le=100)
+
+
+class Lending(Choice):
+    """Memory lent between replicas that decode, with attention over it: over which link, and what each keeps free."""
+
+    link: Line
+    reserve: Bytes = 0.0

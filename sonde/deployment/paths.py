@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sonde.deployment.tree import Deployment, repeated
+from sonde.deployment.tree import Deployment, Migration, repeated
 from sonde.errors import InputError, unknown
 
 
@@ -12,14 +12,37 @@ def check_paths(deployment: Deployment) -> None:
         if tier.link is not None:
             _known_link(deployment, tier.link, f"cache.tiers[{i}].link")
     if deployment.migration is not None:
-        _known_link(deployment, deployment.migration.link, "migration.link")
-        if deployment.migration.low > deployment.migration.high:
+        _check_migration(deployment, deployment.migration)
+    if deployment.lending is not None:
+        _known_link(deployment, deployment.lending.link, "lending.link")
+        lend = deployment.pools[1:] if deployment.path and len(deployment.path.visits) == 3 else deployment.pools
+        if sum(pool.replicas for pool in lend) < 2:
             raise InputError(
-                "migration.low", deployment.migration.low, f"may be at most high = {deployment.migration.high:g}",
-                "requests would move to replicas that are shorter of memory than those they leave",
+                "lending", sum(pool.replicas for pool in lend), "needs at least 2 replicas that decode",
+                "there would be nobody to borrow from",
             )  # fmt: skip
     if deployment.path is not None:
         _check_path(deployment)
+
+
+def _check_migration(deployment: Deployment, moving: Migration) -> None:
+    from sonde.policies import migration
+
+    _known_link(deployment, moving.link, "migration.link")
+    if ":" not in moving.policy and moving.policy not in migration.POLICIES:
+        raise unknown("migration.policy", moving.policy, [*migration.POLICIES, "module:function"], "policy")
+    if not moving.low <= moving.high:
+        raise InputError(
+            "migration.low", moving.low, f"may be at most high = {moving.high:g}",
+            "requests would move to replicas that are shorter of memory than those they leave",
+        )  # fmt: skip
+    pools = [pool for pool in deployment.pools if deployment.path is None or pool.name == deployment.path.visits[-1]]
+    kinds = sorted({pool.replica.kv_cache for pool in pools})
+    if len(kinds) > 1:
+        raise InputError(
+            "migration", ", ".join(kinds), "needs one `kv_cache` precision in all pools that decode",
+            "what one has cached the other could not read",
+        )  # fmt: skip
 
 
 def _check_path(deployment: Deployment) -> None:

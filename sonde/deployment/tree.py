@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sonde.deployment.network import Cache, Link, Migration, Path
+from sonde.deployment.network import Cache, Lending, Link, Migration, Path
 from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
 __all__ = [
-    "Batching", "Cache", "Choice", "Deployment", "Dollars", "Line", "Link", "Migration", "Path", "Pool", "PowerCap",
-    "Precision", "Replica", "Routing", "Site", "Use", "refuse", "repeated",
+    "Batching", "Cache", "Choice", "Deployment", "Dollars", "Lending", "Line", "Link", "Migration", "Path", "Pool",
+    "PowerCap", "Precision", "Replica", "Routing", "Site", "Use", "refuse", "repeated",
 ]  # fmt: skip
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
@@ -129,6 +129,7 @@ class Deployment(Choice):
     path: Path | None = None  # every pool serves requests from first to last where there is none
     cache: Cache | None = None
     migration: Migration | None = None
+    lending: Lending | None = None
     techniques: tuple[Use, ...] = ()
 
     @model_validator(mode="after")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sonde.sim.jit import i64, part, where_connected
+from sonde.sim.lend import borrow, owe, repay
 from sonde.sim.lists import FIRST, NEWEST, admit, dequeue, enqueue, find_end, pop_end, push_end, release
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
@@ -53,6 +54,7 @@ def join(w: World, r: int, i: int, tokens: int) -> None:
     if tokens < window:
         key = min(key, replica.steps + window - tokens)
     push_end(w, r, key, i)
+    owe(w, r, i)
 
 
 @part
@@ -71,6 +73,7 @@ def complete(w: World, r: int, i: int, now: float) -> None:
     engine = w.engines[replica.engine]
     work.finish = now
     work.made = w.output[i]
+    repay(w, r, i)
     if not engine.hold:
         replica.used -= kv_bytes(engine, w.prompt[i] + w.output[i] - 1)
     release(w, r, i)
@@ -187,6 +190,7 @@ def preempt(w: World, r: int, now: float) -> float:
         c -= 1
     i = q[c, NEWEST]
     work = w.work[i]
+    repay(w, r, i)
     release(w, r, i)
     if replica.mover == i:
         drop(w, r, now)
@@ -222,6 +226,8 @@ def make_room(w: World, r: int, now: float) -> tuple[int, float]:
     count, seconds = 0, 0.0
     while True:
         need = growth(w, r, replica.steps, i64(1))
+        if replica.used + need > engine.capacity:
+            borrow(w, r, need)
         if replica.used + need <= engine.capacity:
             replica.used += need
             return count, seconds

@@ -47,7 +47,7 @@ def fits(w: World, r: int, i: int) -> bool:
     """Return whether replica `r` could hold request `i` for as long as it is there, were it empty."""
     engine = w.engines[w.replicas[r].engine]
     tokens = i64(w.prompt[i]) if engine.hands_over else w.prompt[i] + w.output[i] - 1
-    return kv_bytes(engine, tokens) <= engine.capacity
+    return kv_bytes(engine, tokens) <= engine.most
 
 
 @part
@@ -115,7 +115,9 @@ def queue(w: World, r: int, i: int, now: float) -> None:
         replica.wake = 1
     elif replica.n > 1 and not replica.wake:
         full = replica.admitted + replica.pulling >= engine.max_batch or (replica.chunk > 0 and engine.own == 0)
-        if engine.own or (alone and not full and replica.used + reserved(w, engine, i) <= engine.capacity):
+        if engine.own or (
+            alone and not full and (replica.used + reserved(w, engine, i) <= engine.capacity or engine.lends)
+        ):
             cut(w, r, now)
     publish(w, r)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.cost.table import Engine
 from sonde.deployment.network import Tier, share
 from sonde.deployment.tree import Deployment, Link
 from sonde.errors import InputError
-from sonde.sim.network import ALONE, CacheSpec, Connected, LinkSpec, MigrationSpec, Paths, TierSpec
+from sonde.sim.network import ALONE, CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
 from sonde.sim.world import Fleet
 
 _SCOPE = {"all": "shared", "source": "source", "target": "target"}
@@ -60,7 +61,25 @@ def paths_of(deployment: Deployment) -> Paths:
                 int(moving.headroom), moving.tail_tokens, moving.stages, moving.policy,
             )
         )  # fmt: skip
+    if deployment.lending is not None:
+        size, rounds = exchanged(model(deployment.pools[-1].replica.model))
+        link = _link(deployment.links[deployment.lending.link], "lending")
+        found = found._replace(lending=LendingSpec(link, int(deployment.lending.reserve), size, rounds))
     return found
+
+
+def exchanged(model: Model) -> tuple[int, int]:
+    """Return the bytes of queries and partial results of one sequence in a step, and in how many layers they go.
+
+    In 16 bits, of every head: a query, a partial result, its maximum and its sum.
+    """
+    size = rounds = 0
+    for mixer in model.mixers:
+        if mixer.kind in ("attention", "mla"):
+            keys = mixer.cache_elements if mixer.kind == "mla" else mixer.cache_elements // (2 * mixer.kv_heads)
+            size += mixer.layers * mixer.heads * (2 * keys + 2) * 2
+            rounds += mixer.layers
+    return size, rounds
 
 
 def _link(link: Link, name: str) -> LinkSpec:

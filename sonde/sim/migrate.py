@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sonde.policies.migration import Thresholds
+from sonde.policies.migration import NONE, Thresholds
 from sonde.sim.batch import cached, drop, take_out, turn_away
 from sonde.sim.jit import i64, part, rare, where_connected
 from sonde.sim.links import MIGRATE, carry, way
@@ -29,7 +29,7 @@ def shortest(w: World, r: int) -> int:
         i = q[c, NEWEST]
         while i >= 0:
             work = w.work[i]
-            free = w.net.flow[i].kind == NOTHING
+            free = w.net.flow[i].kind == NOTHING and w.net.flow[i].lent == 0
             if free and i != replica.part and work.made > 0 and work.done == work.target:
                 tokens = cached(w, r, i)
                 if best < 0 or tokens < size or (tokens == size and i < best):
@@ -120,7 +120,7 @@ def tick(w: World, first: int, now: float, migrate: Any) -> None:
     thresholds = Thresholds(run.low, run.high, run.headroom, i64(first))
     for _ in range(first, len(w.replicas)):
         source, target = migrate(seen, thresholds)
-        if source < 0:
+        if source == NONE:
             break
         if source < first or target < first or max(source, target) >= len(w.replicas) or source == target:
             run.abort = BAD_MIGRATION

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sonde.cost.table import Engine, KvMemory
 from sonde.errors import InputError
 from sonde.policies import batching
-from sonde.sim.state import FLOW, LINK, STORE, Network, Record
+from sonde.sim.state import FLOW, LENDER, LINK, STORE, Network, Record
 from sonde.workload.requests import Requests
 
 MOST_TIERS = 4
@@ -64,6 +64,20 @@ class MigrationSpec(NamedTuple):
     policy: str = "defragment"
 
 
+class LendingSpec(NamedTuple):
+    """Lending of memory between replicas that decode: the link, and what goes over it.
+
+    reserve_bytes   free memory that a replica keeps for itself
+    exchange_bytes  queries and partial results of one sequence in one step, of all layers
+    rounds          exchanges one after the other in a step, a latency there and one back each: one a layer
+    """
+
+    link: LinkSpec
+    reserve_bytes: int = 0
+    exchange_bytes: int = 0
+    rounds: int = 1
+
+
 class Paths(NamedTuple):
     """What makes of a fleet more than replicas side by side. The same as nothing where all is as by default.
 
@@ -79,6 +93,7 @@ class Paths(NamedTuple):
     routing: str = "least-tokens"
     cache: CacheSpec | None = None
     migration: MigrationSpec | None = None
+    lending: LendingSpec | None = None
 
 
 ALONE = Paths()
@@ -112,6 +127,8 @@ def network(requests: Requests, fleet: Sequence[tuple[Engine, int]], paths: Path
         place=_places(max(different, 1), len(stores)),
         starts=requests.block_start if tiers else np.zeros(2, np.int64),
         blocks=dense,
+        lenders=_records(replicas, LENDER),
+        lent=np.zeros((replicas, replicas) if paths.lending else (1, 1), np.int64),
     )
 
 
@@ -213,7 +230,7 @@ def check_paths(fleet: Sequence[tuple[Engine, int]], paths: Paths, requests: Req
         raise InputError("path", paths.prefill, f"must leave pools that decode, of {len(fleet)} in all")
     if paths.prefill and paths.hand_over is None:
         raise InputError("path", None, "needs a link from the pools that compute prompts to those that decode")
-    for engine, _ in fleet if paths.prefill or paths.migration else ():
+    for engine, _ in fleet if paths.prefill or paths.migration or paths.lending else ():
         policy = batching.POLICIES.get(engine.batching)
         if policy is not None and (policy.reserve_output or policy.hold_slots):
             raise InputError(
@@ -228,6 +245,46 @@ def check_paths(fleet: Sequence[tuple[Engine, int]], paths: Paths, requests: Req
             )  # fmt: skip
         if not 1 <= len(paths.cache.tiers) <= MOST_TIERS:
             raise InputError("cache.tiers", len(paths.cache.tiers), f"must be 1 to {MOST_TIERS}")
-    for spec in (paths.hand_over, paths.migration and paths.migration.link):
+    if paths.lending is not None:
+        _check_lending(fleet[paths.prefill :])
+    links = (paths.hand_over, paths.migration and paths.migration.link, paths.lending and paths.lending.link)
+    for spec in links:
         if spec is not None and (spec.bytes_per_s <= 0 or spec.streams < 1 or spec.latency_s < 0):
             raise InputError("link", spec, "needs a bandwidth above 0, at least 1 stream and a latency of 0 or more")
+
+
+def _check_lending(fleet: Sequence[tuple[Engine, int]]) -> None:
+    """Raise InputError where replicas can't hold each other's blocks, or compute attention over them."""
+    if sum(count for _, count in fleet) < 2:
+        raise InputError("lending", 1, "needs at least 2 replicas that decode", "there would be nobody to borrow from")
+    blocks = {(engine.memory.block_tokens, engine.memory.block_bytes) for engine, _ in fleet}
+    if len(blocks) > 1:
+        raise InputError(
+            "lending", sorted(blocks), "needs blocks of one size (tokens, bytes) in all replicas that decode",
+            "what one computes the other could not keep",
+        )  # fmt: skip
+    for engine, _ in fleet:
+        if engine.table.window > 0:
+            raise InputError("lending", engine.table.window, "needs a model without windows of attention")
+        if engine.preemption != "recompute":
+            raise InputError(
+                "batching.preemption", engine.preemption, "must be recompute where replicas lend memory",
+                "a sequence longer than one memory could never come back from the host's",
+            )  # fmt: skip
+
+
+def most_bytes(fleet: Sequence[tuple[Engine, int]], paths: Paths) -> list[int]:
+    """Return the bytes that a request may take at a replica of every entry, with what it could borrow of empty others.
+
+    Where caches are handed over, no more than its own memory: they come whole.
+    """
+    own = [engine.memory.capacity_bytes for engine, _ in fleet]
+    if paths.lending is None or paths.prefill:
+        return own
+    found = []
+    for k, (engine, count) in enumerate(fleet):
+        others = [own[j] for j, (_, n) in enumerate(fleet) if (count if j == k else n + 1) > 1 and n > 0]
+        size = engine.memory.block_bytes
+        spare = max(max(others, default=0) - paths.lending.reserve_bytes, 0) // size * size
+        found.append(own[k] + spare)
+    return found

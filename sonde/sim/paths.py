@@ -14,6 +14,7 @@ from sonde.sim.advance import advance, publish
 from sonde.sim.clock import choose, earliest, observe, queue, refuse, roomiest, shown
 from sonde.sim.handover import arrive, offer
 from sonde.sim.jit import i64, kernel, part
+from sonde.sim.lend import look_again
 from sonde.sim.links import deliver, soonest
 from sonde.sim.migrate import copied, tick
 from sonde.sim.prefix import fetch, fetched, found, keep, look_up
@@ -116,6 +117,7 @@ def run_paths(w: World, arrival: np.ndarray, clients: int, decide: Any, policies
     route, second, evict, migrate = decide
     run.closed = clients > 0
     run.back = clients
+    run.forming = -1
     w.pending[:] = 0.0
     i, n = 0, len(w.work)
     while not run.abort:
@@ -132,15 +134,23 @@ def run_paths(w: World, arrival: np.ndarray, clients: int, decide: Any, policies
             if run.tiers > 0 and r < run.first_stage:
                 for k in range(computed):
                     keep(w, r, i64(w.joining[r, k]), evict)
+            run.now, run.sending = now, 0.0
+            run.forming = i64(-1) if w.replicas[r].wake else i64(r)
+            waited = w.replicas[r].waiting > 0
             advance(w, r, policies)
             if run.leaving > 0:
                 hand_over(w, now, second)
+            if run.lends and (run.freed or (waited and w.replicas[r].waiting == 0)):
+                look_again(w, r, now)
+            run.forming = -1
         elif event == LINK:
             l = soonest(w)  # noqa: E741
             now = w.net.next[l]
             k = deliver(w, l)
             if k >= 0:
                 land(w, k, now)
+            if run.lends and run.freed:
+                look_again(w, i64(-1), now)
         elif event == TICK:
             observe(w, run.tick)
             tick(w, i64(run.first_stage if run.first_stage < len(w.replicas) else 0), run.tick, migrate)

@@ -45,14 +45,39 @@ def cut(w: World, r: int, now: float) -> None:
 
 
 @part
+def passed(w: World, r: int, now: float) -> int:
+    """Return how many steps of the run of replica `r` have ended before what happens at `now`.
+
+    Steps that end at one moment end replica by replica: those after the one that ends now have not ended yet.
+    """
+    replica = w.replicas[r]
+    k = steps_done(replica, now)
+    first = w.run[0].forming
+    if first >= 0 and r > first and k > 0 and boundary(replica, k) == now:
+        k -= 1
+    return k
+
+
+@part
+def shorten(w: World, r: int, now: float) -> None:
+    """End the run of replica `r`, if it is in one, with the step that is in progress at `now`, or that ends then."""
+    replica = w.replicas[r]
+    if w.next[r] < np.inf and replica.n > 1 and not replica.wake:
+        n = passed(w, r, now) + 1
+        if n < replica.n:
+            replica.n = n
+            w.next[r] = boundary(replica, n)
+
+
+@part
 def stir(w: World, r: int, now: float) -> None:
     """Let replica `r` form a step as soon as it can: at once if it is idle, else after the one in progress."""
     replica = w.replicas[r]
     if w.next[r] == np.inf:
         w.next[r] = now
         replica.wake = 1
-    elif replica.n > 1 and not replica.wake:
-        cut(w, r, now)
+    else:
+        shorten(w, r, now)
 
 
 @part
@@ -61,7 +86,7 @@ def decoded(w: World, r: int, now: float) -> int:
     replica = w.replicas[r]
     if w.next[r] == np.inf or replica.wake or not replica.decode:
         return 0
-    return steps_done(replica, now)
+    return passed(w, r, now)
 
 
 @part
@@ -77,8 +102,7 @@ def take(w: World, r: int, size: int, now: float) -> bool:
     replica = w.replicas[r]
     if taken(w, r, now) + size > w.engines[replica.engine].capacity:
         return False
-    if w.next[r] < np.inf and replica.n > 1 and not replica.wake:
-        cut(w, r, now)
+    shorten(w, r, now)
     replica.used += size
     replica.peak = max(replica.peak, taken(w, r, now))
     return True
@@ -90,5 +114,6 @@ def give(w: World, r: int, size: int, now: float) -> None:
     replica = w.replicas[r]
     replica.peak = max(replica.peak, taken(w, r, now))
     replica.used -= size
+    w.run[0].freed = 1
     if replica.waiting > 0 or replica.pull >= 0:
         stir(w, r, now)

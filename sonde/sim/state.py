@@ -21,6 +21,7 @@ ENGINE = np.dtype(
         ("capacity", "i8"), ("block_bytes", "i8"), ("window_bytes", "i8"), ("state_bytes", "i8"),
         ("block_tokens", "i8"), ("window", "i8"), ("last", "i8"), ("max_batch", "i8"), ("token_budget", "i8"),
         ("swap", "i1"), ("reserve", "i1"), ("hold", "i1"), ("own", "i1"), ("policy", "i1"), ("hands_over", "i1"),
+        ("lends", "i1"), ("most", "i8"),  # `most`: bytes that one request may take, borrowed ones among them
     ],
     align=True,
 )  # fmt: skip
@@ -71,6 +72,10 @@ RUN = np.dtype(
         ("first_stage", "i8"), ("leaving", "i8"), ("tick", "f8"), ("interval", "f8"), ("touches", "i8"),
         ("layers", "i8"), ("tail_tokens", "i8"), ("copies", "i8"), ("low", "f8"), ("high", "f8"), ("headroom", "i8"),
         ("migrations", "i8"), ("given_up", "i8"), ("tiers", "i8"), ("block_tokens", "i8"), ("ranked", "i1"),
+        # the replica whose step ends now (-1: none does), before those after it; whether memory has come free; what
+        # lending costs: seconds of blocks sent in the step formed now, of an exchange, and for each sequence in it
+        ("now", "f8"), ("forming", "i8"), ("freed", "i1"), ("lends", "i1"), ("reserve", "i8"), ("sending", "f8"),
+        ("lend_latency", "f8"), ("lend_rate", "f8"), ("exchange_s", "f8"), ("sequence_s", "f8"), ("loans", "i8"),
     ],
     align=True,
 )  # fmt: skip
@@ -93,6 +98,8 @@ FLOW = np.dtype(
         ("next", "i4"), ("source", "i4"), ("target", "i4"), ("tokens", "i4"), ("hit", "i4"), ("moves", "i4"),
         ("origin", "i4"),
         ("blocks", "i4", (4,)), ("kind", "i1"), ("stage", "i1"),
+        # blocks of its cache that lie at another replica, whether it decodes with them, and the most that ever did
+        ("lent", "i4"), ("creditor", "i4"), ("owes", "i1"), ("most_lent", "i4"),
     ],
     align=True,
 )  # fmt: skip
@@ -109,6 +116,10 @@ STORE = np.dtype(
     ],
     align=True,
 )  # fmt: skip
+
+#: what a replica lends and borrows: tokens that it holds for others, and its decoding sequences with tokens elsewhere
+#: and how many of those there are
+LENDER = np.dtype([("guests", "i8"), ("owed", "i8"), ("debts", "i8")], align=True)
 
 #: an objective as the kernel counts it: metric 0 TTFT, 1 TPOT, 2 end to end
 GOAL = np.dtype([("metric", "i8"), ("limit", "f8"), ("allowed", "i8"), ("missed", "i8")], align=True)
@@ -144,6 +155,8 @@ class Network(NamedTuple):
     place: NDArray[np.int32]  # [H, S + 1]: where in each store a block is (-1: nowhere), and how many prompts had it
     starts: NDArray[np.int64]  # [n + 1]: where the blocks of a prompt begin
     blocks: NDArray[np.int32]  # [m]
+    lenders: Record  # LENDER [R]
+    lent: NDArray[np.int64]  # [R, R]: tokens of decoding sequences of a replica that lie at another
 
 
 class World(NamedTuple):

@@ -14,6 +14,7 @@ from sonde.policies.batching import BatchView
 from sonde.sim.batch import make_room, reserved, resume
 from sonde.sim.handover import pull, welcome
 from sonde.sim.jit import i64, part
+from sonde.sim.lend import ask_for, attend
 from sonde.sim.lists import FIRST, admit, dequeue
 from sonde.sim.memory import steps_that_fit
 from sonde.sim.migrate import depart
@@ -77,10 +78,12 @@ def take_prompts(w: World, r: int, now: float, left: int, whole: bool) -> tuple[
         i = w.queues[r][replica.urgent, FIRST]
         work = w.work[i]
         need = reserved(w, engine, i)
-        if work.swapped or replica.used + need > engine.capacity:
-            break
         size = i64(work.target - work.done)
-        if whole and size > left and replica.tokens > 0:
+        if work.swapped or (whole and size > left and replica.tokens > 0):
+            break
+        if replica.used + need > engine.capacity:
+            ask_for(w, r, i)
+        if replica.used + need > engine.capacity:
             break
         dequeue(w, r)
         admit(w, r, i)
@@ -202,4 +205,5 @@ def compose(w: World, r: int, now: float, policies: tuple[Any, ...]) -> None:
         replica.ex += seconds * engine.idle_w
     else:
         replica.n = repeats(w, r)
+    attend(w, r, now)
     w.next[r] = boundary(replica, replica.n)

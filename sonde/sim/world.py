@@ -13,7 +13,7 @@ from sonde.metrics import ITL_BINS, Objective, Outcome, Timeline, Travel
 from sonde.policies import batching
 from sonde.policies.routing import PoolView
 from sonde.sim.links import TIERS
-from sonde.sim.network import ALONE, Paths, link_names, network, tier_names
+from sonde.sim.network import ALONE, LendingSpec, Paths, link_names, most_bytes, network, tier_names
 from sonde.sim.state import (
     BUSY,
     E2E,
@@ -66,9 +66,14 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
     run.width = max(0.0 if clients else requests.span_s, 1e-3) / SPANS  # folded as often as it takes
     r = len(replicas)
     _set_paths(run, fleet, requests, paths)
+    rows = _engines(engines, paths.prefill)
+    rows.most, rows.lends = most_bytes(fleet, paths), 0
+    if paths.lending is not None:
+        rows.lends[paths.prefill :] = 1
+        _set_lending(run, paths.lending)
     return World(
         run=run,
-        engines=_engines(engines, paths.prefill),
+        engines=rows,
         curves=_curves(engines),
         replicas=replicas,
         next=np.full(r, np.inf),
@@ -101,6 +106,14 @@ def _set_paths(run: Record, fleet: Fleet, requests: Requests, paths: Paths) -> N
     if moving is not None:
         run.tick, run.interval, run.low, run.high = moving.interval_s, moving.interval_s, moving.low, moving.high
         run.headroom, run.tail_tokens, run.copies = moving.headroom_bytes, moving.tail_tokens, moving.copies
+
+
+def _set_lending(run: Record, lending: LendingSpec) -> None:
+    link = lending.link
+    run.lends, run.reserve = 1, lending.reserve_bytes
+    run.lend_latency, run.lend_rate = link.latency_s, link.bytes_per_s
+    run.exchange_s = 2 * lending.rounds * link.latency_s
+    run.sequence_s = lending.exchange_bytes / link.bytes_per_s
 
 
 def _token_bytes(memory: KvMemory) -> int:
@@ -217,6 +230,8 @@ def _travel(world: World, net: Network, paths: Paths, zero: float) -> Travel:
         evicted=int(net.stores.evicted.sum()),
         migrations=int(run.migrations),
         given_up=int(run.given_up),
+        borrowed_tokens=np.asarray(flow.most_lent * world.engines.block_tokens[-1], np.int32),
+        loans=int(run.loans),
     )
 
 

@@ -15,6 +15,7 @@ TECHNIQUES: dict[str, str] = {
     "disaggregation": "disaggregation",
     "prefix-cache": "prefix_cache",
     "live-migration": "live_migration",
+    "distributed-attention": "distributed_attention",
     "chunked-prefill": "chunked_prefill",
     "non-blocking-pipeline": "non_blocking_pipeline",
     "power-cap": "power_cap",
