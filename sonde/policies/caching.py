@@ -26,14 +26,22 @@ class BlockView(NamedTuple):
     seconds: float
 
 
+#: how much less a block is worth for every token before it: enough to tell blocks of one prompt apart
+DEPTH = 1e-7
+
+
 def lru(view: BlockView) -> float:
     """Give up the block that was used longest ago."""
     return float(view.touch)
 
 
 def cost_aware(view: BlockView) -> float:
-    """Give up the block that saves the least time, worth less the longer it is not used (GreedyDual-Frequency)."""
-    return view.floor + view.uses * view.seconds
+    """Give up the block that fewest prompts had, worth less the longer it is not used (GreedyDual-Frequency).
+
+    Of blocks that as many had, the deepest goes first: nothing behind a missing block can be used, so the first block
+    of a prompt is worth all of it, though a deep one takes longer to compute.
+    """
+    return view.floor + view.uses * (1.0 - DEPTH * view.depth)
 
 
 POLICIES: dict[str, Callable[[BlockView], float]] = {"lru": lru, "cost-aware": cost_aware}

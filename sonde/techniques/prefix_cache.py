@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sonde.deployment.network import Bandwidth, Bytes, Seconds, Tier
+from sonde.deployment.network import Bandwidth, Bytes, Room, Seconds, Tier
 from sonde.deployment.tree import Cache, Deployment, Link, Routing
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
@@ -13,11 +13,12 @@ from sonde.techniques.technique import Parameters, Technique
 class Tiers(Parameters):
     """Memory for blocks: of every replica's devices, its host and its disk, and of one pool that all share (0: none).
 
-    device is taken off the memory for running requests. Each of the others is read at its bandwidth, by a replica
-    at a time. `aware` routes requests to where the least of them is left to be computed.
+    device is taken off the memory for running requests: bytes, or a share of it. Each of the others is read at its
+    bandwidth, by every replica on its own, after `latency`. `aware` routes requests to where the least of them is left
+    to be computed; without it routing stays as it is, which loses nothing where all blocks are in the pool.
     """
 
-    device: Bytes = 4 * 2.0**30
+    device: Room = "20 %"
     host: Bytes = 0.0
     host_bandwidth: Bandwidth = 25e9
     disk: Bytes = 0.0
@@ -33,6 +34,11 @@ def deployment(deployment: Deployment, tiers: Tiers) -> Deployment:
     """Return the deployment with a prefix cache of the tiers that have any memory."""
     if deployment.cache is not None:
         raise InputError("techniques.prefix-cache", "cache", "is there already: one or the other")
+    if tiers.pools:
+        raise InputError(
+            "techniques.prefix-cache.pools", list(tiers.pools), "must be left out: all that compute prompts have one",
+            "requests would be routed as if every pool had one",
+        )  # fmt: skip
     links, found = dict(deployment.links), [Tier(name="device", capacity=tiers.device)]
     for name, size, bandwidth in (
         ("host", tiers.host, tiers.host_bandwidth), ("disk", tiers.disk, tiers.disk_bandwidth),
