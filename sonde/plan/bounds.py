@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sonde.cost.table import Engine
 from sonde.metrics import Objective
 from sonde.plan.rates import StepFloor, alone, prompt_rates, rates, seconds, step_floor
-from sonde.plan.work import Work, allowed_misses, work
+from sonde.plan.work import Work, allowed_misses, part, work
 from sonde.workload.requests import Requests
 
 Floats = NDArray[np.float64]
@@ -160,17 +160,39 @@ def priced(floor: StepFloor, demand: Work, promise: Promise) -> tuple[Floats, Fl
 
 
 def replicas_needed(
-    engine: Engine, trace: Requests, objectives: Sequence[Objective], *, any_batching: bool = False
+    engine: Engine,
+    trace: Requests,
+    objectives: Sequence[Objective],
+    *,
+    any_batching: bool = False,
+    cached: bool = False,
 ) -> tuple[int, Need | None]:
     """Return the fewest replicas of `engine` that could hold the objectives on `trace`, and what shows it.
 
     It holds for every router, every order of work and, with `any_batching`, every way to form steps within
-    the batch limit. 1 (and None) where the objectives imply no deadline.
+    the batch limit; with `cached`, for every prefix cache. 1 (and None) where the objectives imply no deadline.
     """
-    floor, demand = step_floor(engine, any_batching=any_batching), work(trace, engine.table.window)
+    floor = step_floor(engine, any_batching=any_batching)
+    demand = work(trace, engine.table.window, cached=cached)
     best: Need | None = None
     for promise in promises(trace, objectives):
         top = loudest(trace, promise, *priced(floor, demand, promise))
         if best is None or top.rate > best.amount:
             best = Need(top.rate, promise, top)
     return (max(1, math.ceil(best.amount * (1 - ROUNDING))) if best else 1), best
+
+
+def stage_needed(
+    engine: Engine, trace: Requests, objectives: Sequence[Objective], stage: str, *, cached: bool = False
+) -> int:
+    """Return the fewest replicas of `engine` that could do one stage ("prefill" or "decode") of what is asked in time.
+
+    As `replicas_needed`, with `any_batching`: the work of the stage must be done by the deadline of the whole.
+    """
+    floor = step_floor(engine, any_batching=True)
+    demand = part(work(trace, engine.table.window, cached=cached), stage)
+    least, nobody = 1.0, np.zeros(trace.n, np.bool_)
+    for promise in promises(trace, objectives):
+        prompt, decode, _ = priced(floor, demand, promise)
+        least = max(least, loudest(trace, promise, prompt, decode, nobody).rate)
+    return math.ceil(least * (1 - ROUNDING))

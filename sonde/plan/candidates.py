@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -12,10 +12,19 @@ from sonde.catalogue.device import PRECISION_BYTES, Device
 from sonde.catalogue.model import Model
 from sonde.cost.table import Engine
 from sonde.deployment.scenario import HardwareChoice, Scenario, SearchChoice
-from sonde.deployment.tree import Batching, Deployment, Pool, Precision, Replica, Routing, Site
+from sonde.deployment.tree import Batching, Precision, Replica
 from sonde.errors import CannotError, InputError, unknown
+from sonde.plan.fleet import Candidate, Fleet, Hardware, deployment, label, price, wired
 from sonde.plan.result import Rejection
+from sonde.plan.setting import ALONE, Setting
+from sonde.sim.network import Connected
+from sonde.techniques.compose import compiled, replica_under
 from sonde.units import parse
+
+__all__ = [
+    "Candidate", "Candidates", "Fleet", "Hardware", "deployment", "enumerate_candidates", "hardware", "label",
+    "precisions", "price",
+]  # fmt: skip
 
 #: arithmetic that a device needs to compute with weights of this precision, a key of `Device.flops`
 _NEEDS = {"nvfp4": "fp4", "mxfp4": "fp4"}
@@ -28,74 +37,6 @@ _PURCHASES = ("on-demand", "spot", "owned")
 _TENSOR = (1, 2, 4, 8)
 #: stages that are tried where the scenario leaves them open and nothing fits the devices of one
 _PIPELINE = (2, 4)
-
-
-class Hardware(NamedTuple):
-    """A kind of device that may be used: its row, how many, and dollars per device-hour (NaN: not known)."""
-
-    device: Device
-    most: int
-    usd_per_hour: float
-    purchase: str
-    priced_by_hand: bool
-
-    @property
-    def title(self) -> str:
-        """Return the device's name, and how it is bought where that is not on demand."""
-        return self.device.name if self.purchase == "on-demand" else f"{self.device.name} ({self.purchase})"
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """One way to run a replica, compiled, and how many of them there may be."""
-
-    hardware: Hardware
-    replica: Replica
-    routing: str
-    engine: Engine
-    most: int  # replicas
-    label: str  # of one replica: "h100-sxm tp2 fp8, chunked 2048, batch 256"
-
-    @property
-    def family(self) -> tuple[object, ...]:
-        """Return what the candidate shares with those that differ in batching and routing alone."""
-        replica = self.replica
-        return (
-            self.hardware.device.name, self.hardware.purchase, self.hardware.usd_per_hour, replica.tensor_parallel,
-            replica.pipeline_parallel, replica.data_parallel, replica.expert_parallel, replica.weights,
-            replica.kv_cache,
-        )  # fmt: skip
-
-
-#: candidates with how many replicas of each: one pool each, behind one router
-Fleet = tuple[tuple[Candidate, int], ...]
-
-
-def deployment(fleet: Fleet) -> Deployment:
-    """Return the deployment of a fleet: one site, a pool for each candidate, and the router of the first."""
-    pools = [
-        Pool.model_validate(
-            {
-                "name": "pool" if len(fleet) == 1 else f"pool-{i}",
-                "replicas": replicas,
-                "replica": candidate.replica,
-                "purchase": candidate.hardware.purchase,
-                "usd_per_device_hour": candidate.hardware.usd_per_hour if candidate.hardware.priced_by_hand else None,
-            }
-        )
-        for i, (candidate, replicas) in enumerate(fleet, 1)
-    ]
-    return Deployment(sites=(Site(pools=tuple(pools)),), routing=Routing(policy=fleet[0][0].routing))
-
-
-def label(fleet: Fleet) -> str:
-    """Return short text such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 64"."""
-    return " + ".join(f"{replicas} × {candidate.label}" for candidate, replicas in fleet)
-
-
-def price(fleet: Fleet) -> float:
-    """Return dollars per hour of all replicas."""
-    return round(sum(replicas * candidate.engine.usd_per_hour for candidate, replicas in fleet), 9)
 
 
 class Candidates(NamedTuple):
@@ -133,11 +74,13 @@ def hardware(choices: tuple[HardwareChoice, ...]) -> tuple[Hardware, ...]:
     return tuple(found)
 
 
-def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
-    """Return every candidate of the scenario, each compiled once; equal engines are tried once.
+def enumerate_candidates(model: Model, scenario: Scenario, setting: Setting = ALONE, stage: str = "") -> Candidates:
+    """Return every candidate of the scenario under a setting, each compiled once; equal engines are tried once.
 
-    A device whose price is not known as it is bought is left out: its dollars could not be ranked with others.
+    A device whose price is not known as it is bought is left out: its dollars could not be ranked with others. With
+    a `stage` they do only that: one token budget is left where it decodes, one batch limit where it does not.
     """
+    asked = _Asked(model, scenario, setting, stage)
     kept: dict[tuple[object, ...], Candidate] = {}
     rejected: list[Rejection] = []
     merged, piped = 0, []
@@ -145,11 +88,11 @@ def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
         if math.isnan(kind.usd_per_hour):
             rejected.append(_unpriced(kind))
             continue
-        some, refused = _of_kind(model, scenario, kind, scenario.search.pipeline_parallel or (1,))
+        some, refused = _of_kind(asked, kind, scenario.search.pipeline_parallel or (1,))
         full = any(item.constraint == "memory" for item in refused)
         if scenario.search.pipeline_parallel is None and full and not some:
             piped.append(kind.device.name)
-            some, more = _of_kind(model, scenario, kind, _PIPELINE)
+            some, more = _of_kind(asked, kind, _PIPELINE)
             refused += more
         for candidate in some:
             key = (*_identity(candidate.engine), candidate.routing, candidate.most)
@@ -161,33 +104,71 @@ def enumerate_candidates(model: Model, scenario: Scenario) -> Candidates:
     )
 
 
-def _of_kind(
-    model: Model, scenario: Scenario, kind: Hardware, stages: tuple[int, ...]
-) -> tuple[list[Candidate], list[Rejection]]:
+class _Asked(NamedTuple):
+    """What is to be enumerated."""
+
+    model: Model
+    scenario: Scenario
+    setting: Setting
+    stage: str
+
+
+def _of_kind(asked: _Asked, kind: Hardware, stages: tuple[int, ...]) -> tuple[list[Candidate], list[Rejection]]:
     """Return what can be tried on one kind of device in so many stages, and why the rest cannot."""
-    search = scenario.search
-    batchings = tuple(_batchings(search))
+    search = asked.scenario.search
+    batchings = tuple(_batchings(search, asked.stage))
     lightest = min(batchings, key=lambda item: (item.token_budget, item.max_batch))
     kept: list[Candidate] = []
     rejected: list[Rejection] = []
-    for replica in _replicas(model, scenario.model, kind.device, search, stages):
+    for replica in _replicas(asked.model, asked.scenario.model, kind.device, search, stages):
         most = kind.most // replica.devices
         refused = _refuse(
-            model, kind, replica.model_copy(update={"batching": lightest}), most, search.tensor_parallel is not None
+            asked, kind, replica.model_copy(update={"batching": lightest}), most, search.tensor_parallel is not None
         )
         if refused is not None:
             rejected.append(refused)
             continue
+        done: set[Replica] = set()
         for batching in batchings:
             full = replica.model_copy(update={"batching": batching})
-            engine = _compile(model, kind, full)
-            if isinstance(engine, Rejection):
-                rejected.append(engine)
+            first = _candidate(asked, kind, full, most, done)
+            if isinstance(first, Rejection):
+                rejected.append(first)
+            if not isinstance(first, Candidate):
                 continue
             for routing in search.routing:
-                text = _label(kind.title, full, routing if len(search.routing) > 1 else "")
-                kept.append(Candidate(kind, full, routing, engine, most, text))
+                text = f", {routing}" if len(search.routing) > 1 else ""
+                kept.append(replace(first, routing=routing, label=first.label + text))
     return kept, rejected
+
+
+def _candidate(
+    asked: _Asked, kind: Hardware, written: Replica, most: int, done: set[Replica]
+) -> Candidate | Rejection | None:
+    """Return a replica under the techniques, compiled; None where it is among those that are `done`."""
+    setting, stage = asked.setting, asked.stage
+    replica = replica_under(written, setting.at(stage)) if setting.chosen else written
+    if replica in done:
+        return None
+    done.add(replica)
+    engine = _compile(asked, kind, replica)
+    if isinstance(engine, Rejection):
+        return engine
+    text = _label(kind.title, replica)
+    found = Candidate(kind, replica, "least-outstanding", engine, most, text, written, setting, stage)
+    alone = replace(found, setting=setting.alone(stage) if stage else setting)
+    if not alone.setting.wires:
+        return found
+    try:
+        engines, _ = wired(((alone, 1),))
+    except InputError as error:
+        if stage == "decode" and error.path.startswith("cache"):  # it sees none
+            return found
+        return Rejection(_shape(kind.title, replica), _constraint(error), str(error))
+    if not isinstance(engines, Connected):
+        return replace(found, lanes=engines[0][1])
+    paths = engines.paths
+    return replace(found, lanes=engines.fleet[0][1], cached=paths.cache is not None, moving=paths.migration is not None)
 
 
 def _unpriced(kind: Hardware) -> Rejection:
@@ -274,14 +255,15 @@ def _activations(device: Device, weights: str) -> Precision:
     return wanted if _NEEDS.get(wanted, wanted) in device.flops else "bf16"
 
 
-def _batchings(search: SearchChoice) -> Iterator[Batching]:
+def _batchings(search: SearchChoice, stage: str) -> Iterator[Batching]:
     for policy in search.batching:
         budgets = (max(search.token_budget),) if policy in _BUDGETLESS else search.token_budget
-        for budget, batch in product(budgets, search.max_batch):
+        budgets = (min(budgets),) if stage == "decode" else budgets
+        for budget, batch in product(budgets, (max(search.max_batch),) if stage == "prefill" else search.max_batch):
             yield Batching(policy=policy, token_budget=budget, max_batch=batch)
 
 
-def _refuse(model: Model, kind: Hardware, replica: Replica, most: int, anywhere: bool) -> Rejection | None:
+def _refuse(asked: _Asked, kind: Hardware, replica: Replica, most: int, anywhere: bool) -> Rejection | None:
     """Return why no replica of this kind can be, whatever its batching; None where it can.
 
     A stage leaves the node only where its degree was asked for (`anywhere`).
@@ -300,28 +282,35 @@ def _refuse(model: Model, kind: Hardware, replica: Replica, most: int, anywhere:
             "it is tried where search.tensor_parallel lists it"
         )
         return Rejection(name, "node", text)
-    if any(forward.experts % replica.expert_parallel for forward in model.feedforwards):
+    if asked.setting.chosen:  # what fits, and what divides, is for them to say
+        return None
+    if any(forward.experts % replica.expert_parallel for forward in asked.model.feedforwards):
         return Rejection(name, "parallelism", f"{replica.expert_parallel} ranks do not divide the experts evenly")
     try:
-        if fit(model, kind.device, replica).fits:
+        if fit(asked.model, kind.device, replica).fits:
             return None
     except CannotError as error:
         return Rejection(name, "precision", str(error))
     except InputError as error:
         return Rejection(name, "parallelism", str(error))
-    refused = _compile(model, kind, replica)
+    refused = _compile(asked, kind, replica)
     return refused if isinstance(refused, Rejection) else None
 
 
-def _compile(model: Model, kind: Hardware, replica: Replica) -> Engine | Rejection:
-    from sonde.cost.compile import compile_replica
-
+def _compile(asked: _Asked, kind: Hardware, replica: Replica) -> Engine | Rejection:
+    techniques = asked.setting.at(asked.stage)
     try:
-        return compile_replica(model, kind.device, replica, usd_per_device_hour=kind.usd_per_hour)
+        return compiled(asked.model, kind.device, replica, techniques, usd_per_device_hour=kind.usd_per_hour)
     except CannotError as error:
         return Rejection(_shape(kind.title, replica), "memory", str(error))
     except InputError as error:
-        return Rejection(_shape(kind.title, replica), "parallelism", str(error))
+        return Rejection(_shape(kind.title, replica), _constraint(error), str(error))
+
+
+def _constraint(error: InputError) -> str:
+    if error.path.startswith("cache"):
+        return "memory"
+    return "technique" if error.path.startswith("techniques") else "parallelism"
 
 
 def _identity(engine: Engine) -> tuple[object, ...]:
@@ -345,8 +334,7 @@ def _shape(device: str, replica: Replica) -> str:
     return f"{device} {' '.join(cuts)} {replica.weights}{cache}"
 
 
-def _label(device: str, replica: Replica, routing: str) -> str:
+def _label(device: str, replica: Replica) -> str:
     batching = replica.batching
     budget = "" if batching.policy in _BUDGETLESS else f" {batching.token_budget}"
-    tail = f", {routing}" if routing else ""
-    return f"{_shape(device, replica)}, {batching.policy}{budget}, batch {batching.max_batch}{tail}"
+    return f"{_shape(device, replica)}, {batching.policy}{budget}, batch {batching.max_batch}"

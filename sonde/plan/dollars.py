@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from sonde.cost.table import Engine
 from sonde.metrics import Objective
-from sonde.plan.bounds import ROUNDING, Need, Promise, loudest, priced, promises
-from sonde.plan.candidates import Candidate
+from sonde.plan.bounds import ROUNDING, Need, Promise, loudest, priced, promises, replicas_needed
 from sonde.plan.demand import rows
+from sonde.plan.fleet import Candidate
 from sonde.plan.rates import step_floor
 from sonde.plan.work import work
 from sonde.workload.requests import Requests
@@ -35,12 +35,14 @@ _SETS = 12  # sets of capable kinds that are looked at
 class Kind(NamedTuple):
     """A way to run a replica, batching aside: no batching of it does better than `engine` is priced here.
 
-    `stock` names where its devices come from and `most` how many devices there are; kinds share a stock.
+    `stock` names where its devices come from and `most` how many devices there are; kinds share a stock. `cached`:
+    prompts may be in a cache.
     """
 
     engine: Engine
     stock: str
     most: int
+    cached: bool = False
 
 
 class Floor(NamedTuple):
@@ -67,17 +69,34 @@ class _Prices(NamedTuple):
 
 
 def kinds(candidates: Sequence[Candidate]) -> list[Kind]:
-    """Return one kind for each family, with the largest batch and memory of any in it: bounds on it hold for all."""
-    largest: dict[tuple[object, ...], Kind] = {}
+    """Return one kind for each family, with the largest batch and memory of any in it: bounds on it hold for all.
+
+    Where techniques give members of a family steps that differ in more than how far the table reaches, each such
+    table is a kind.
+    """
+    found: dict[tuple[object, ...], list[Kind]] = {}
     for candidate in candidates:
         engine, hardware = candidate.engine, candidate.hardware
-        known = largest[candidate.family].engine if candidate.family in largest else engine
+        stock = f"{hardware.device.name} {hardware.purchase} {hardware.usd_per_hour}"
+        family = found.setdefault(candidate.family, [])
+        at = next((i for i, kind in enumerate(family) if _same_steps(kind.engine, engine)), len(family))
+        known = family[at].engine if at < len(family) else engine
         room = max(engine.memory.capacity_bytes, known.memory.capacity_bytes)
         best = max(engine, known, key=lambda item: (item.max_batch, item.token_budget))
         best = best._replace(memory=best.memory._replace(capacity_bytes=room))
-        stock = f"{hardware.device.name} {hardware.purchase} {hardware.usd_per_hour}"
-        largest[candidate.family] = Kind(best, stock, hardware.most)
-    return list(largest.values())
+        family[at : at + 1] = [Kind(best, stock, hardware.most, candidate.cached)]
+    return [kind for family in found.values() for kind in family]
+
+
+def _same_steps(one: Engine, other: Engine) -> bool:
+    """Return whether steps that both engines can make take the same time."""
+    if one is other:
+        return True
+    pairs = list(zip(one.table.time, other.table.time, strict=True))
+    return one.table.window == other.table.window and all(
+        np.array_equal(a[: len(b)], b[: len(a)]) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a == b
+        for a, b in pairs
+    )
 
 
 def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequence[Objective]) -> Floor:
@@ -107,6 +126,19 @@ def dollars_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequenc
     return Floor(cost, replicas, best)
 
 
+def one_kind_needed(choices: Sequence[Kind], trace: Requests, objectives: Sequence[Objective]) -> Floor:
+    """Return dollars per hour below which no fleet of any one of these kinds holds the objectives.
+
+    Requests may move between its replicas: each token is still made in some step of that kind.
+    """
+    best, replicas = math.inf, tuple[int, ...]()
+    for kind in choices:
+        count, _ = replicas_needed(kind.engine, trace, objectives, any_batching=True, cached=kind.cached)
+        if count * kind.engine.devices <= kind.most and count * kind.engine.usd_per_hour < best:
+            best, replicas = count * kind.engine.usd_per_hour, (count,)
+    return Floor(best, replicas, None)
+
+
 def _busiest(trace: Requests) -> slice:
     """Return the requests to look at: all, or of very many the stretch with most tokens per second.
 
@@ -122,10 +154,11 @@ def _busiest(trace: Requests) -> slice:
 
 
 def _table(choices: Sequence[Kind], trace: Requests, promise: Promise) -> _Prices:
-    demands = {kind.engine.table.window: work(trace, kind.engine.table.window) for kind in choices}
+    keys = [(kind.engine.table.window, kind.cached) for kind in choices]
+    demands = {(window, cached): work(trace, window, cached=cached) for window, cached in set(keys)}
     columns = [
-        priced(step_floor(kind.engine, any_batching=True), demands[kind.engine.table.window], promise)
-        for kind in choices
+        priced(step_floor(kind.engine, any_batching=True), demands[key], promise)
+        for kind, key in zip(choices, keys, strict=True)
     ]
     return _Prices(*(np.array(column) for column in zip(*columns, strict=True)))
 

@@ -15,8 +15,8 @@ from functools import partial
 from typing import NamedTuple
 
 from sonde.metrics import Objective, Outcome
-from sonde.plan.candidates import Fleet, deployment, price
 from sonde.plan.explain import holds
+from sonde.plan.fleet import Fleet, deployment, price, wired
 from sonde.plan.result import Plan, PlanDoubt, kinds
 from sonde.plan.search import fewest
 from sonde.workload.requests import Requests
@@ -47,11 +47,9 @@ def at_end(asked: Traffic, fleet: Fleet, *, slow: bool, stop_early: bool = False
     """Return what happens on a fleet at one end of its interval."""
     from sonde.sim.ends import run_at
 
-    engines = [(candidate.engine, replicas) for candidate, replicas in fleet]
+    engines, routing = wired(fleet)
     goals = asked.objectives if stop_early else ()
-    return run_at(
-        asked.requests, engines, slow=slow, routing=fleet[0][0].routing, seed=SEED, until_missed=goals
-    )  # fmt: skip
+    return run_at(asked.requests, engines, slow=slow, routing=routing, seed=SEED, until_missed=goals)
 
 
 def both(asked: Traffic, fleet: Fleet) -> tuple[Outcome, Outcome]:
@@ -98,7 +96,7 @@ def cost_range(asked: Traffic, fleet: Fleet) -> Range:
     """Return what the fewest replicas that hold cost at both ends; of a mix, the part with most replicas gives way."""
     part = max(range(len(fleet)), key=lambda i: fleet[i][1])
     candidate, guess = fleet[part]
-    least = 1 if len(fleet) == 1 else 0
+    least = 1 if len(fleet) == 1 or candidate.stage else 0
     others = sum(one.replica.devices * count for i, (one, count) in enumerate(fleet)
                  if i != part and one.hardware == candidate.hardware)  # fmt: skip
     most = max((candidate.hardware.most - others) // candidate.replica.devices, guess)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sonde.plan.candidates import deployment
+from sonde.plan.fleet import deployment
 from sonde.plan.result import Plan
 from sonde.plan.sweep import Found
 
@@ -75,7 +75,9 @@ def _parts(found: Found) -> dict[str, float]:
     if len(found.fleet) == 1:
         busy = min(1.0, float(summary["utilisation"])) * found.usd_per_hour
     else:  # replicas of unlike price are busy to unlike shares
-        prices = np.repeat([part.engine.usd_per_hour for part, _ in found.fleet], [n for _, n in found.fleet])
+        prices = np.repeat(
+            [part.engine.usd_per_hour for part, _ in found.fleet], [n * part.lanes for part, n in found.fleet]
+        )
         shares = np.minimum(found.outcome.busy_s / float(summary["span_s"]), 1.0)
         busy = float((shares * prices).sum())
     return {"devices working": busy, "devices idle": max(found.usd_per_hour - busy, 0.0)}

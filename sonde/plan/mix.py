@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from sonde.plan.candidates import Candidate, Fleet, price
 from sonde.plan.explain import holds
+from sonde.plan.fleet import Candidate, Fleet, price
 from sonde.plan.frontier import distinct
 from sonde.plan.sweep import Found, Sweep
 
@@ -25,9 +25,10 @@ def mix(sweep: Sweep) -> bool:
     """Add the cheapest fleet of two kinds to what `sweep` found, if it is cheaper; return whether it was interrupted.
 
     Combinations are tried by price, each simulated on the whole workload, until one holds. One is tried only
-    if it could hold by what its kinds need alone, and if no larger one of the same kinds has failed.
+    if it could hold by what its kinds need alone, and if no larger one of the same kinds has failed. None is where
+    requests move between replicas, for no bound is known on a request that several kinds share.
     """
-    if not sweep.found:
+    if not sweep.found or any(candidate.moving for item in sweep.found for candidate, _ in item.fleet):
         return False
     best = min(item.usd_per_hour for item in sweep.found)
     failed: list[Fleet] = []
@@ -55,7 +56,7 @@ def _kinds(found: Sequence[Found], best: float) -> list[_Kind]:
     for item in sorted(found, key=lambda item: (item.usd_per_hour, item.label)):
         candidate, replicas = item.fleet[0]
         name = candidate.hardware.device.name
-        if replicas < 2 or candidate.engine.usd_per_hour >= best or candidate.family in families:
+        if candidate.stage or replicas < 2 or candidate.usd_per_hour >= best or candidate.family in families:
             continue
         families.add(candidate.family)
         devices[name] = devices.get(name, 0) + 1

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sonde.catalogue.model import Model
 from sonde.deployment.scenario import Scenario, WorkloadChoice
+from sonde.errors import InputError
 from sonde.metrics import Objective, Outcome
-from sonde.plan.candidates import Candidates, Fleet, enumerate_candidates
+from sonde.plan.candidates import Candidates, enumerate_candidates
 from sonde.plan.demand import demand, given, rows
-from sonde.plan.dollars import Floor, dollars_needed, kinds
+from sonde.plan.dollars import Floor, dollars_needed, kinds, one_kind_needed
 from sonde.plan.doubt import SEED, Traffic, doubted, uncertain
+from sonde.plan.fleet import Fleet, wired
 from sonde.plan.frontier import distinct, ordered, rank
 from sonde.plan.mix import mix
 from sonde.plan.result import PlanResult
-from sonde.plan.sweep import Evaluate, Progress, Sweep, since
+from sonde.plan.setting import Setting, settings
+from sonde.plan.stages import Staged, least_dollars, split_fleets, staged
+from sonde.plan.sweep import Evaluate, Found, Progress, Sweep, since
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -45,38 +50,111 @@ def plan(
     if trace is not None:
         file = None if isinstance(trace, tuple) else WorkloadChoice(trace=str(trace), long_prompts=long_prompts)
         question = question.model_copy(update={"workload": file})
-    goals, model = objectives(question), find(question.model)
+    goals, model, ways = objectives(question), find(question.model), settings(question)
+    travelling(goals, ways)
     asked = given(trace, model, long_prompts) if isinstance(trace, tuple) else demand(question.workload, model)
-    candidates = enumerate_candidates(model, question)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
-    if candidates.kept:  # compiled here, where Ctrl-C is heard at once, and not on a thread
-        if progress:
-            progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")
-        simulator(rows(asked.requests, 1), ())(((candidates.kept[0], 1),), False)
-    interrupted = sweep.run(candidates.kept, progress) or mix(sweep)
-    bound = dollars_needed(kinds(candidates.kept), asked.requests, goals)
-    found = ordered(distinct(sweep.found))
-    plans = rank(found)
+    interrupted, found = _searched(sweep, model, question, ways, progress)
+    plans = rank(found.ordered)
     try:
-        plans = doubted(plans, [item.fleet for item in found], Traffic(asked.requests, goals), top)
+        plans = doubted(plans, [item.fleet for item in found.ordered], Traffic(asked.requests, goals), top)
     except KeyboardInterrupt:
         interrupted = True
+    candidates = found.candidates
     return PlanResult(
         scenario=question,
         requests=asked.requests,
         objectives=goals,
         plans=plans,
         rejected=(*candidates.rejected, *sorted(sweep.rejected, key=lambda item: item.label)),
-        bound_usd_per_hour=bound.usd_per_hour,
-        bound_reason=_bound_reason(bound),
+        bound_usd_per_hour=found.bound,
+        bound_reason=found.why,
         candidates=sweep.simulated,
         requests_simulated=sweep.requests_simulated,
         simulations=sweep.simulations,
         elapsed_s=time.perf_counter() - start,
         interrupted=interrupted,
         best_failing="" if plans else _best_failing(sweep, candidates),
-        notes=(*asked.notes, *_notes(model, candidates, len(sweep.found) - len(found))),
+        notes=(
+            *asked.notes,
+            *_notes(model, candidates, len(sweep.found) - len(found.ordered)),
+            *_remarks(ways, candidates),
+        ),
     )
+
+
+class _Searched(NamedTuple):
+    """What a search has found: candidates, what holds in order, and dollars per hour below which nothing can."""
+
+    candidates: Candidates
+    ordered: list[Found]
+    bound: float
+    why: str
+
+
+def _searched(
+    sweep: Sweep, model: Model, question: Scenario, ways: Sequence[Setting], progress: Progress | None
+) -> tuple[bool, _Searched]:
+    """Search fleets of whole requests, then split ones where the scenario asks for them."""
+    apart = next((way for way in ways if way.split is not None), None)
+    nothing = Candidates((), (), 0)
+    choice = staged(model, question, apart) if apart else Staged(nothing, nothing)
+    travels = any(goal.metric == "transfer" for goal in sweep.objectives)
+    candidates = nothing if travels else enumerate_candidates(model, question, ways[0])
+    _warm(sweep, candidates, choice, progress)
+    interrupted = sweep.run(candidates.kept, progress) or mix(sweep)
+    if apart is not None and not interrupted:
+        interrupted = split_fleets(sweep, choice, apart, progress)
+    usd, why = _bound(sweep, candidates, choice)
+    known = {item.label for item in candidates.rejected}
+    more = {item.label: item for some in choice for item in some.rejected if item.label not in known}
+    candidates = candidates._replace(rejected=(*candidates.rejected, *more.values()))
+    return interrupted, _Searched(candidates, ordered(distinct(sweep.found)), usd, why)
+
+
+def _warm(sweep: Sweep, candidates: Candidates, choice: Staged, progress: Progress | None) -> None:
+    """Compile the simulator here, where Ctrl-C is heard at once, and not on a thread."""
+    fleets: list[Fleet] = [((candidates.kept[0], 1),)] if candidates.kept else []
+    if choice.prefill.kept and choice.decode.kept:
+        fleets.append(((choice.prefill.kept[0], 1), (choice.decode.kept[0], 1)))
+    for fleet in fleets:
+        if progress:
+            progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")
+        simulator(rows(sweep.trace, 1), ())(fleet, False)
+
+
+def _bound(sweep: Sweep, candidates: Candidates, choice: Staged) -> tuple[float, str]:
+    """Return dollars per hour below which no fleet of the search can hold, and why."""
+    kept = kinds(candidates.kept)
+    if any(one.moving for one in candidates.kept):
+        whole = one_kind_needed(kept, sweep.trace, sweep.objectives)
+        why = f"the {sum(whole.replicas)} replicas of one kind that do the work for least, wherever it moves among them"
+    else:
+        whole = dollars_needed(kept, sweep.trace, sweep.objectives)
+        why = _bound_reason(whole)
+    apart = least_dollars(sweep, choice) if choice.prefill.kept else math.inf
+    if apart < whole.usd_per_hour:
+        return apart, "the least replicas that could compute all prompts in time, and the least that could answer them"
+    return whole.usd_per_hour, why
+
+
+def travelling(goals: Sequence[Objective], ways: Sequence[Setting]) -> None:
+    """Raise InputError for an objective on a transfer where no cache travels, or where it goes on travelling."""
+    goal = next((goal for goal in goals if goal.metric == "transfer"), None)
+    if goal is None:
+        return
+    apart = next((way for way in ways if way.split is not None), None)
+    if apart is None:
+        raise InputError(
+            "objectives.transfer", show(goal.limit_s, "time"), "needs a path with a link: techniques: [disaggregation]",
+            "prompts and answers are computed in one place, and no cache is ever sent",
+        )  # fmt: skip
+    for one in apart.chosen:
+        if one.name == "live-migration":
+            raise InputError(
+                "objectives.transfer", show(goal.limit_s, "time"), f"cannot stand beside {one.name}",
+                "when a cache first landed is not known of requests that have moved since",
+            )  # fmt: skip
 
 
 def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
@@ -84,8 +162,8 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
     from sonde.sim.engine import run
 
     def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
-        engines = [(candidate.engine, replicas) for candidate, replicas in fleet]
-        outcome = run(trace, engines, routing=fleet[0][0].routing, seed=SEED, until_missed=goals if stop_early else ())
+        engines, routing = wired(fleet)
+        outcome = run(trace, engines, routing=routing, seed=SEED, until_missed=goals if stop_early else ())
         return uncertain(outcome, Traffic(trace, tuple(goals)), fleet)
 
     return evaluate
@@ -112,6 +190,18 @@ def _best_failing(sweep: Sweep, candidates: Candidates) -> str:
         first = candidates.rejected[0]
         return f"no candidate could be built; {first.label}: {first.reason}"
     return "nothing was tried"
+
+
+def _remarks(ways: Sequence[Setting], candidates: Candidates) -> Iterator[str]:
+    """Yield what techniques change in how the answer is to be read."""
+    if ways[-1].chosen:
+        yield f"Every candidate runs under {', '.join(one.name for one in ways[-1].chosen)}."
+    if ways[-1].split is not None:
+        yield "Fleets marked (prefill) and (decode) compute prompts and answers apart; the others serve whole requests."
+    if any(one.cached for one in candidates.kept):
+        yield "The bound takes all blocks of prompts that were sent before as found in a cache, of whatever size."
+    if any(one.moving for one in candidates.kept):
+        yield "Requests move between replicas: fleets are of one kind, and so is the bound."
 
 
 def _notes(model: Model, candidates: Candidates, same: int) -> list[str]:

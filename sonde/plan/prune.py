@@ -25,13 +25,16 @@ def kv_bytes(memory: KvMemory, window: int, tokens: NDArray[np.int64]) -> NDArra
     return np.asarray(memory.block_bytes * blocks + memory.window_block_bytes * windowed + memory.state_bytes)
 
 
-def impossible(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> Failure | None:
+def impossible(
+    engine: Engine, trace: Requests, objectives: Sequence[Objective], *, cached: bool = False
+) -> Failure | None:
     """Return why no number of replicas of `engine` can hold `objectives`; None where that is not certain.
 
     Every request is taken as if it were alone on an idle replica, under any schedule: more load never
-    helps it. A request whose cache does not fit the memory of a replica never ends, so it misses.
+    helps it; where it may be `cached`, as if all was that could be. A request whose cache does not fit the memory of
+    a replica never ends, so it misses.
     """
-    return _too_long(engine, trace, objectives) or _too_slow(engine, trace, objectives)
+    return _too_long(engine, trace, objectives) or _too_slow(engine, trace, objectives, cached)
 
 
 def _too_long(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> Failure | None:
@@ -41,7 +44,7 @@ def _too_long(engine: Engine, trace: Requests, objectives: Sequence[Objective]) 
     if engine.memory.capacity_bytes >= needed.max():
         return None
     for item in objectives:
-        counted = over if item.metric != "tpot" else over & (trace.output_tokens > 1)
+        counted = over if item.metric not in ("tpot", "transfer") else over & (trace.output_tokens > 1)
         if item.metric != "itl" and int(np.count_nonzero(counted)) > allowed_misses(item, trace):
             i = int(needed.argmax())
             reason = (
@@ -53,13 +56,13 @@ def _too_long(engine: Engine, trace: Requests, objectives: Sequence[Objective]) 
     return None
 
 
-def _too_slow(engine: Engine, trace: Requests, objectives: Sequence[Objective]) -> Failure | None:
-    demand = work(trace, engine.table.window)
+def _too_slow(engine: Engine, trace: Requests, objectives: Sequence[Objective], cached: bool) -> Failure | None:
+    demand = work(trace, engine.table.window, cached=cached)
     first, gap = alone(step_floor(engine), demand)
     first = first + _waits(engine, demand, gap)
     floors: dict[Metric, Floats] = {"ttft": first, "tpot": gap, "e2e": first + gap * demand.decode}
     for item in objectives:
-        if item.metric == "itl":
+        if item.metric not in floors:
             continue
         counted = np.flatnonzero(trace.output_tokens > 1) if item.metric == "tpot" else np.arange(trace.n)
         if not len(counted):

@@ -209,7 +209,7 @@ class PlanResult:
 
 
 def kinds(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    """Return the first plan of every kind of fleet (devices, parallelism, weights), in order."""
+    """Return the first plan of every kind of fleet (devices, parallelism, weights, whether it is split), in order."""
     first: dict[tuple[object, ...], Plan] = {}
     for plan in plans:
         first.setdefault(_kind(plan.deployment), plan)
@@ -217,11 +217,12 @@ def kinds(plans: Sequence[Plan]) -> tuple[Plan, ...]:
 
 
 def _kind(deployment: Deployment) -> tuple[object, ...]:
-    return tuple(
+    shapes = tuple(
         (pool.replica.device, pool.replica.tensor_parallel, pool.replica.pipeline_parallel,
          pool.replica.data_parallel, pool.replica.weights)
         for pool in deployment.pools
     )  # fmt: skip
+    return (*shapes, deployment.path is not None)
 
 
 def _html_row(tag: str, cells: list[str]) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 
 from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import Need, replicas_needed
-from sonde.plan.candidates import Candidate, Fleet, deployment, label, price
 from sonde.plan.dollars import kinds
 from sonde.plan.explain import Failure, explain, holds
+from sonde.plan.fleet import Candidate, Fleet, deployment, label, price
 from sonde.plan.prune import impossible
 from sonde.plan.result import Rejection
 from sonde.plan.search import fewest
@@ -116,7 +116,7 @@ class Sweep:
 
     def _family(self, family: Sequence[Candidate]) -> None:
         guess = 0
-        low, need = replicas_needed(kinds(family)[0].engine, self.trace, self.objectives, any_batching=True)
+        low, need = self._floor(family)
         for candidate in family:
             if self._stop.is_set():
                 return
@@ -127,9 +127,19 @@ class Sweep:
             with self._lock:
                 self.done += 1
 
+    def _floor(self, family: Sequence[Candidate]) -> tuple[int, Need | None]:
+        """Return the fewest replicas that any of a family needs, and what shows it."""
+        first = family[0]
+        found = [
+            replicas_needed(kind.engine, self.trace, self.objectives, any_batching=True, cached=first.cached)
+            for kind in kinds(family)
+        ]
+        low, need = min(found, key=lambda item: item[0])
+        return max(1, -(-low // first.lanes)), need
+
     def _candidate(self, candidate: Candidate, low: int, guess: int) -> int | None:
         """Prune or search one candidate; return the fewest replicas, or as many as may be where all fail."""
-        failure = impossible(candidate.engine, self.trace, self.objectives)
+        failure = impossible(candidate.engine, self.trace, self.objectives, cached=candidate.cached)
         if failure is not None:
             self._reject(candidate, failure)
             return None

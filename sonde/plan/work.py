@@ -32,8 +32,37 @@ class Work(NamedTuple):
     read_window: Floats
 
 
-def work(trace: Requests, window: int = 0) -> Work:
-    """Return what each request asks, with `window` as in the step table (0: no window, nothing is cut)."""
+def work(trace: Requests, window: int = 0, *, cached: bool = False) -> Work:
+    """Return what each request asks, with `window` as in the step table (0: no window, nothing is cut).
+
+    Where prompts may be `cached`, what every cache may have held when a request was sent is no work: the blocks, from
+    its first on, that requests before it had, all but its last token.
+    """
+    whole = _whole(trace, window)
+    if not cached or not len(trace.block_hash):
+        return whole
+    from sonde.workload.statistics import prefix_hits
+
+    _, seen = prefix_hits(trace)
+    held = np.minimum(seen * trace.block_tokens, trace.prompt_tokens - 1).astype(np.int32)
+    known = _whole(trace._replace(prompt_tokens=held), window)
+    return whole._replace(
+        prompt=whole.prompt - known.prompt, pair=whole.pair - known.pair,
+        pair_window=whole.pair_window - known.pair_window,
+    )  # fmt: skip
+
+
+def part(demand: Work, stage: str) -> Work:
+    """Return what a stage has to do of it: "prefill" the prompts, "decode" the answers, any other all."""
+    nothing = np.zeros_like(demand.prompt)
+    if stage == "prefill":
+        return demand._replace(decode=nothing, read=nothing, read_window=nothing)
+    if stage == "decode":
+        return demand._replace(prompt=nothing, pair=nothing, pair_window=nothing)
+    return demand
+
+
+def _whole(trace: Requests, window: int) -> Work:
     prompt = trace.prompt_tokens.astype(np.float64)
     decode = trace.output_tokens.astype(np.float64) - 1.0
     pair = prompt * prompt / 2
@@ -50,8 +79,8 @@ def work(trace: Requests, window: int = 0) -> Work:
 def allowed_misses(objective: Objective, trace: Requests) -> int:
     """Return how many requests may exceed the limit while the objective still holds.
 
-    The same rank as `Outcome.quantile`: of n values, ⌈q·n⌉ must stay within; TPOT counts only requests of
-    two output tokens or more.
+    The same rank as `Outcome.quantile`: of n values, ⌈q·n⌉ must stay within; TPOT and transfer count only
+    requests of two output tokens or more.
     """
-    n = trace.n if objective.metric != "tpot" else int(np.count_nonzero(trace.output_tokens > 1))
+    n = trace.n if objective.metric not in ("tpot", "transfer") else int(np.count_nonzero(trace.output_tokens > 1))
     return n - max(1, int(np.ceil(objective.quantile * n))) if n else 0
