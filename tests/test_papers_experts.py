@@ -241,12 +241,6 @@ def test_prompts_gain_by_halves_and_lose_by_skew():
     assert cloudmatrix.prefill(1024, sequence_parallel=None) < 0.5 * cloudmatrix.prefill(1024)
 
 
-def test_what_waits_for_prefix_caches_is_not_made_up():
-    rows = cloudmatrix._caching()
-    assert set(rows) == {"reuse", "ttft", "plane"}
-    assert all(row.ours is None and not row.holds for row in rows.values())
-
-
 @needs_torch
 @pytest.mark.slow
 def test_two_processes_write_what_one_does():
