@@ -28,6 +28,8 @@ TOLERANCE = 0.02
 #: so many of the best replicas of each phase are tried together
 WIDTH = 2
 _DOUBLINGS = 24
+#: so many numbers of prefill replicas in a row bring nothing before the walk ends
+_PATIENCE = 2
 _AT_ONCE = LinkSpec(1e30)
 
 
@@ -158,9 +160,10 @@ def split(
         pair = _Pair(requests, goal, first.option, second.option, paths)
         price = cost(first.option.engine), cost(second.option.engine)
         counts = first.replicas(rate), second.replicas(rate)
-        found = fewest_of_both(pair, price, counts, best[0] if best else math.inf)
-        if found is not None:
-            best = (price[0] * found[0] + price[1] * found[1], first, found[0], second, found[1])
+        found = fewest_of_both(pair, price, counts)
+        total = price[0] * found[0] + price[1] * found[1] if found else math.inf
+        if found is not None and total < (best[0] if best else math.inf):
+            best = (total, first, found[0], second, found[1])
     if best is None:
         return None
     _, one, n, two, m = best
@@ -323,38 +326,31 @@ class _Pair:
         return self.known[n, m]
 
 
-def fewest_of_both(
-    pair: Together, price: tuple[float, float], start: tuple[int, int], below: float
-) -> tuple[int, int] | None:
-    """Return the cheapest (n, m) that holds and costs less than `below`, walking both ways from `start`."""
+def fewest_of_both(pair: Together, price: tuple[float, float], start: tuple[int, int]) -> tuple[int, int] | None:
+    """Return the cheapest (n, m) that holds, walking both ways from `start`, or None where none was found."""
     if min(price) <= 0:
         raise InputError("price", min(price), "must be above 0 for every replica", "no placement would be the cheapest")
-    best: tuple[int, int] | None = None
+    best, below = (0, 0), math.inf
 
     def decoding(n: int, guess: int) -> int | None:
-        high = (
-            min(math.ceil((below - price[0] * n) / price[1] - 1e-9) - 1, pair.decode.most)
-            if below < math.inf
-            else (pair.decode.most)
-        )
+        """Return the fewest that decode and hold beside n for prompts, of those that cost less than is known."""
+        room = (below - price[0] * n) / price[1]
+        high = min(pair.decode.most, math.ceil(room - 1e-9) - 1) if below < math.inf else pair.decode.most
         return fewest(lambda m: pair.holds(n, m), 1, high, guess).replicas
 
-    n, m = min(start[0], pair.prefill.most), start[1]
-    step = 1
-    while True:  # more for prompts, until some number that decodes holds beside them
-        found = decoding(n, m)
-        if found is not None or n >= pair.prefill.most or price[0] * n >= below:
-            break
+    n, step = min(start[0], pair.prefill.most), 1
+    while (found := decoding(n, start[1])) is None:  # more for prompts, until some number that decodes holds
+        if n >= pair.prefill.most:
+            return None
         n, step = min(n + step, pair.prefill.most), 2 * step
-    if found is None:
-        return None
     best, below = (n, found), price[0] * n + price[1] * found
     for way in (-1, 1):
-        at, guess = best
-        while 1 <= at + way <= pair.prefill.most:
+        (at, guess), missed = best, 0
+        while 1 <= at + way <= pair.prefill.most and missed < _PATIENCE:
             at += way
+            missed += 1
             found = decoding(at, guess)
-            if found is None:
-                break
-            best, guess, below = (at, found), found, price[0] * at + price[1] * found
+            if found is not None:
+                best, guess, missed = (at, found), found, 0
+                below = price[0] * at + price[1] * found
     return best

@@ -95,9 +95,11 @@ def deployment(fleet: Fleet) -> Deployment:
     if setting.split is None:
         return tree
     from sonde.techniques.disaggregation import deployment as apart
+    from sonde.techniques.disaggregation import link
 
     linked = apart(tree.model_copy(update={"sites": (Site(pools=(pools[0],)),)}), setting.split)
-    return linked.model_copy(update={"sites": sites})
+    links = {**linked.links, "hand-over": link(setting.split, tuple(pools))}
+    return linked.model_copy(update={"sites": sites, "links": links})
 
 
 def label(fleet: Fleet) -> str:

@@ -66,6 +66,11 @@ def settings(scenario: Scenario) -> tuple[Setting, ...]:
                     f"techniques.{one.name}.pools", name,
                     "must be prefill or decode, beside disaggregation: a plan names its pools itself",
                 )  # fmt: skip
+    if split is not None and split.stages:
+        raise InputError(
+            "techniques.disaggregation.stages", sorted(split.stages), "must be left out: a plan searches for both stages",
+            "what to try is said in `search`",
+        )  # fmt: skip
     rest = tuple(one for one in every if not isinstance(one.parameters, Split))
     whole = tuple(one for one in rest if not one.parameters.pools)
     found = [Setting(_uses(scenario, whole), whole)]

@@ -202,7 +202,7 @@ def _search(sweep: Sweep, rated: tuple[_Rated, _Rated], setting: Setting, rate: 
             counts = _in_ratio(pair, setting.counts)
         else:
             price = _dollars(pair.prefill), _dollars(pair.decode)
-            counts = fewest_of_both(pair, price, (one.phase.replicas(rate), two.phase.replicas(rate)), math.inf)
+            counts = fewest_of_both(pair, price, (one.phase.replicas(rate), two.phase.replicas(rate)))
     except InputError as error:
         sweep.rejected.append(Rejection(label(pair.fleet(1, 1)), "technique", str(error)))
         return
