@@ -271,7 +271,9 @@ def test_a_slow_link_takes_more_replicas_that_send():
     asked = asked._replace(arrival_s=asked.arrival_s / 30)
     options = [Option(engine())]
     phases = prefills(asked, GOAL, options), decodes(asked, GOAL, options)
-    fast, slow = (split(asked, GOAL, phases, Paths(hand_over=link)) for link in (FAST, SLOW))
+    fast, slow = (
+        split(asked, GOAL, phases, Paths(hand_over=link)) for link in (FAST, LinkSpec(4e6, 1e-3, 16, "source"))
+    )
     assert slow.prefills > fast.prefills
     assert slow.devices > fast.devices
 

@@ -68,7 +68,7 @@ def settings(scenario: Scenario) -> tuple[Setting, ...]:
                 )  # fmt: skip
     if split is not None and split.stages:
         raise InputError(
-            "techniques.disaggregation.stages", sorted(split.stages), "must be left out: a plan searches for both stages",
+            "techniques.disaggregation.stages", sorted(split.stages), "must be left out: a plan searches for both",
             "what to try is said in `search`",
         )  # fmt: skip
     rest = tuple(one for one in every if not isinstance(one.parameters, Split))
