@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
@@ -12,16 +12,24 @@ Seconds = Annotated[float, quantity("time", zero=True), Field(ge=0)]
 Bandwidth = Annotated[float, quantity("bandwidth"), Field(gt=0)]
 Bytes = Annotated[float, quantity("bytes", zero=True), Field(ge=0)]
 
-#: bytes, or "20 %" of the KV memory of a replica
-Room = Annotated[
-    Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")],
-    quantity_or_share("bytes", "a replica's KV memory", zero=True),
-]
-
 
 def share(text: str) -> float:
     """Return 0.2 for "20 %"."""
     return float(text.removesuffix("%")) / 100
+
+
+def _below_all(value: float | str) -> float | str:
+    if isinstance(value, str) and share(value) >= 1:
+        refuse("", value, "must be below 100 %", "no memory would be left for requests")
+    return value
+
+
+#: bytes, or "20 %" of the KV memory of a replica
+Room = Annotated[
+    Annotated[float, Field(ge=0)] | Annotated[str, Field(pattern=r"^[\d.]+ %$")],
+    quantity_or_share("bytes", "a replica's KV memory", zero=True),
+    AfterValidator(_below_all),
+]
 
 
 class Link(Choice):
@@ -71,8 +79,6 @@ class Cache(Choice):
         first, *more = self.tiers
         if first.link is not None or first.shared:
             refuse("tiers", first.name, "the first tier is device memory: it has no link and is not shared")
-        if isinstance(first.capacity, str) and share(first.capacity) >= 1:
-            refuse("tiers", first.capacity, "must be below 100 %", "no memory would be left for requests")
         for tier in more:
             if isinstance(tier.capacity, str):
                 refuse(
