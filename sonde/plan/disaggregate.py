@@ -227,25 +227,33 @@ def most_rate(
 
     0 where it does not hold for a request that comes alone, infinite where it holds whatever the rate.
     """
+    return highest(lambda rate: holds_at(requests, goal, fleet, rate), guess)
+
+
+def highest(holds: Callable[[float], bool], guess: float = 1.0) -> float:
+    """Return the highest rate that holds, to 2 %, where lower ones hold too: gallop from `guess`, then bisect.
+
+    0 where the lowest that is tried does not, infinite where the highest does.
+    """
     if not math.isfinite(guess) or guess <= 0:
         guess = 1.0
     low, high = guess, 2 * guess
-    if holds_at(requests, goal, fleet, guess):
+    if holds(guess):
         for _ in range(_DOUBLINGS):
-            if not holds_at(requests, goal, fleet, high):
+            if not holds(high):
                 break
             low, high = high, 2 * high
         else:
             return math.inf
     else:
-        if not holds_at(requests, goal, fleet, guess / 2**_DOUBLINGS):
+        if not holds(guess / 2**_DOUBLINGS):
             return 0.0
         low, high = guess / 2, guess
-        while not holds_at(requests, goal, fleet, low):
+        while not holds(low):
             low, high = low / 2, low
     while high / low > 1 + TOLERANCE:
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if holds_at(requests, goal, fleet, middle) else (low, middle)
+        low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
 

@@ -33,7 +33,7 @@ class Setting(NamedTuple):
         """Return the setting of a stage without the other."""
         kept = tuple(self.at(stage))
         names = {one.name for one in kept}
-        return Setting(tuple(use for use in self.uses if _name(use) in names), kept)
+        return Setting(tuple(use for use in self.uses if use_name(use) in names), kept)
 
     @property
     def wires(self) -> bool:
@@ -81,8 +81,9 @@ def settings(scenario: Scenario) -> tuple[Setting, ...]:
 
 def _uses(scenario: Scenario, kept: tuple[Chosen, ...]) -> tuple[Use, ...]:
     names = {one.name for one in kept}
-    return tuple(use for use in scenario.techniques if _name(use) in names)
+    return tuple(use for use in scenario.techniques if use_name(use) in names)
 
 
-def _name(use: Use) -> str:
+def use_name(use: Use) -> str:
+    """Return the name of a technique, with parameters or without."""
     return use if isinstance(use, str) else next(iter(use))
