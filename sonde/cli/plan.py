@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,8 +30,11 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Most rows in the tables, which say how sure they are.",
 )
+@click.option("--explain", is_flag=True, help="Say what each technique of SCENARIO brings, alone and with the others.")
 @json_option
-def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top: int, as_json: bool) -> None:
+def plan(
+    scenario: Path, trace: Path | None, report: Path, no_report: bool, top: int, explain: bool, as_json: bool
+) -> None:
     """Find the cheapest deployments that hold the objectives of SCENARIO.
 
     Every sensible deployment on the hardware that SCENARIO allows is simulated exactly under its workload. Prints
@@ -43,6 +47,10 @@ def plan(scenario: Path, trace: Path | None, report: Path, no_report: bool, top:
     import_beside(scenario)
     with progress() as tell:
         result = search(scenario, trace=trace, progress=tell, top=top)
+        if explain and not result.interrupted:
+            from sonde.plan.ablation import brought
+
+            result = replace(result, brought=brought(result, tell))
     if as_json:
         emit(result.to_json())
     else:
@@ -63,6 +71,8 @@ def _show(result: PlanResult, top: int, *, reported: bool) -> None:
     else:
         for text in result.notes:
             note(text)
+    if result.brought:
+        screen.print(tables.brought_table(result.brought, result.objectives))
     screen.print(tables.rejection_table(result, top, reported=reported))
 
 

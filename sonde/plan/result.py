@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
+    from sonde.plan.ablation import Brought
+
 _SHOWN = 10  # plans in the text form
 
 
@@ -128,6 +130,7 @@ class PlanResult:
     interrupted: bool = False
     best_failing: str = ""  # where nothing holds: the best that was reached, in words
     notes: tuple[str, ...] = field(default=())
+    brought: tuple[Brought, ...] = ()  # what each technique brings, where that was asked
 
     @property
     def kinds(self) -> tuple[Plan, ...]:
@@ -159,7 +162,7 @@ class PlanResult:
             "interrupted": self.interrupted,
             "elapsed_s": self.elapsed_s,
             "notes": list(self.notes),
-        }
+        } | ({"techniques": [row.to_json() for row in self.brought]} if self.brought else {})
 
     def rows(self) -> list[dict[str, object]]:
         """Return one flat row per plan: label, price and every figure ("ttft_s_p99" is p99 of TTFT)."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sonde.metrics import METRICS, QUANTILES, Objective, Outcome
+from sonde.plan.ablation import Brought
 from sonde.plan.result import PlanResult
 from sonde.report import text
 from sonde.units import show
@@ -104,8 +105,51 @@ def plan_table(result: PlanResult, top: int = 20, *, reported: bool = True) -> R
         Column("J/token", [_two(text.joules(text.figure(plan.summary, token)), text.range_of(plan, token, "energy"))
                            for plan in plans], 6),
         Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 7),
+        Column("CO2/h", [text.carbon(plan.summary) for plan in plans], 8),
     ]  # fmt: skip
     return Fitted(f"Plans that hold ({len(result.plans)})", columns, _plan_foot(result, len(plans), reported), strong=0)
+
+
+def brought_table(rows: Sequence[Brought], objectives: Sequence[Objective]) -> RenderableType:
+    """Return what each technique brings: a row a set of techniques, with the cheapest fleet that holds under it."""
+    price = {row.name: row.found.usd_per_hour for row in rows if row.found}
+    limits = [item for item in objectives if item.metric in ("ttft", "tpot", "e2e")] or [Objective("e2e", 0.99, 1e9)]
+    columns = [
+        Column("techniques", [row.name for row in rows], words=True),
+        Column(
+            "cheapest fleet that holds",
+            [row.found.label if row.found else f"none: {row.reason}" for row in rows],
+            words=True,
+        ),
+        Column("cost", [show(row.found.usd_per_hour, "price") if row.found else "-" for row in rows]),
+        Column("× none", [text.times(price.get(row.name), price.get("none")) for row in rows], 2),
+        Column("goodput", [show(row.goodput, "rate") if row.found else "-" for row in rows]),
+        Column("per $", [text.per_dollar(row) for row in rows], 1),
+    ]
+    columns += [
+        Column(
+            _short(item),
+            [
+                text.seconds(text.objective_value(item, row.found.outcome, row.summary)) if row.found else "-"
+                for row in rows
+            ],
+            3,
+        )
+        for item in limits
+    ]
+    columns.append(
+        Column(
+            "J/token",
+            [text.joules(text.figure(row.summary, "joules_per_token")) if row.found else "-" for row in rows],
+            4,
+        )
+    )
+    foot = [
+        "Each row is searched anew on the best plan's kind of device, in its precision. Goodput: requests/s up to "
+        "which that fleet holds every objective, when the same requests come faster (of equally cheap fleets, the highest "
+        "is shown); per $: requests of it for a dollar."
+    ]
+    return Fitted("What techniques bring", columns, foot)
 
 
 def rejection_table(result: PlanResult, top: int = 10, *, reported: bool = True) -> RenderableType:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 
 from sonde.deployment.tree import Deployment
 from sonde.metrics import QUANTILES, Metric, Objective, Outcome, quantile_name
+from sonde.plan.ablation import Brought
 from sonde.plan.result import Plan, PlanResult, Rejection
 from sonde.units import show
 
@@ -18,6 +19,7 @@ METRIC_NAMES: dict[Metric, tuple[str, str]] = {
     "tpot": ("TPOT", "time per output token after the first, mean of a request"),
     "e2e": ("End to end", "from arrival to last token"),
     "itl": ("ITL", "gap between two successive tokens"),
+    "transfer": ("Transfer", "from the first token to the cache having landed where answers are computed"),
 }
 
 #: constraint -> what it means for a candidate
@@ -30,6 +32,9 @@ CONSTRAINTS: dict[str, str] = {
     "devices": "Needs more devices than allowed",
     "kv-memory": "Requests do not fit the KV memory",
     "batch": "The batch limit is reached",
+    "transfer": "Caches land too late",
+    "technique": "A technique makes no sense here",
+    "disaggregation": "Prompts and answers cannot be apart",
     "parallelism": "Parallelism does not divide the model",
     "node": "A stage leaves its node",
     "price": "No price of this kind is known",
@@ -198,6 +203,24 @@ def like(plan: Plan, most: int = 3) -> str:
         return ""
     ranks = [f"#{rank}" for rank in plan.doubt.like]
     return " ".join(["≈", *ranks[:most], *(["…"] if len(ranks) > most else [])])
+
+
+def carbon(summary: Mapping[str, object]) -> str:
+    """Return the CO2 of an hour of a run, such as "1.2 kg"."""
+    grams = figure(summary, "carbon_g") / max(figure(summary, "span_s"), 1e-9) * 3600
+    return f"{grams / 1000:.3g} kg" if grams >= 1000 else f"{grams:.3g} g"
+
+
+def times(value: float | None, base: float | None) -> str:
+    """Return how many times `base` a value is; "-" where either is not known."""
+    return f"{value / base:.2f}" if value is not None and base else "-"
+
+
+def per_dollar(row: Brought) -> str:
+    """Return how many requests in time a dollar buys under a set of techniques; "-" where that has no number."""
+    if row.found is None or not row.found.usd_per_hour or math.isinf(row.goodput):
+        return "-"
+    return whole(row.goodput * 3600 / row.found.usd_per_hour)
 
 
 def running(outcome: Outcome) -> float:

@@ -62,6 +62,7 @@ def plan_view(result: PlanResult) -> View:
         "table": table_view(result) if best else None,
         "groups": rejection_view(result),
         "rejected": len(result.rejected),
+        "brought": brought_view(result),
         "parts": part_view(cheapest_of_each_kind(result.plans)[:PARTS], result.bound_usd_per_hour),
         "copies": [copy_view(f"#{plan.rank}  {plan.label}", plan.deployment) for plan in _worth_copying(result.plans)],
         "scenario": as_yaml(_unplaced(result.scenario)),
@@ -207,6 +208,22 @@ def rejection_view(result: PlanResult) -> list[View]:
         }
         for constraint, group in groups.items()
     ]  # fmt: skip
+
+
+def brought_view(result: PlanResult) -> View | None:
+    """Return what each technique brings, headings and cells; None where that was not asked."""
+    if not result.brought:
+        return None
+    rows = [
+        {
+            "name": row.name, "fleet": row.found.label if row.found else f"none: {row.reason}",
+            "cells": [show(row.found.usd_per_hour, "price"), show(row.goodput, "rate"), text.per_dollar(row),
+                      text.seconds(text.latency(row.summary, "ttft")), text.seconds(text.latency(row.summary, "tpot")),
+                      text.joules(text.figure(row.summary, "joules_per_token"))] if row.found else ["-"] * 6,
+        }
+        for row in result.brought
+    ]  # fmt: skip
+    return {"heads": ["Cost", "Goodput", "Requests per $", "p99 TTFT", "p99 TPOT", "Per token"], "rows": rows}
 
 
 def part_view(plans: Sequence[Plan], bound: float) -> View | None:
