@@ -224,6 +224,15 @@ def test_the_technique_writes_tiers_links_and_routing():
     assert arranged(tree({"aware": False})).routing.policy == "least-outstanding"
 
 
+def test_the_example_is_read_and_run():
+    example = load(Path(__file__).parents[1] / "examples" / "cached-70b.yaml")
+    check(example)
+    outcome = simulate(example, generate("mooncake-conversation", count=200, hashes=True))
+    assert outcome.completed == 200
+    assert outcome.summary()["tiers"].keys() == {"device", "host"}
+    assert outcome.summary()["cached_share"] > 0.05
+
+
 def test_a_share_of_device_memory_is_taken_off_that_for_requests():
     asked = with_hit_rate(poisson(2.0, 60, 500, 4), 0.5)
     plain, part, bytes_ = (simulate(tree(cache), asked) for cache in (None, {"device": "25%"}, {"device": "4 GiB"}))

@@ -49,6 +49,7 @@ def simulate(
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
+    from sonde.techniques.compose import arranged
 
     if (trace is None) == (profile is None):
         given = "neither" if trace is None else "both"
@@ -62,7 +63,7 @@ def simulate(
     requests, notes = demand(asked, model(tree.pools[0].replica.model), cached=cached)
     for text in notes:
         note(text)
-    for text in check(tree):
+    for text in check(arranged(tree)):
         note(text)
     prepare(closed=clients is not None)
     outcome = run(tree, requests, clients=clients, seed=seed)
@@ -79,7 +80,8 @@ def simulate(
 
 def _moved(summary: Mapping[str, Any]) -> None:
     """Print what prefix caches saved, and what went over links."""
-    tiers, links = summary["tiers"], summary["links"]
+    tiers = summary["tiers"]
+    links = {name: link for name, link in summary["links"].items() if name not in tiers}
     if tiers:
         rows = [
             [name, f"{100 * tier['cached_share']:.1f} %", show(tier["bytes"], "bytes"), f"{tier['evicted']:,}"]
