@@ -50,7 +50,7 @@ def explain(model: Model, device: Device, replica: Replica, prompt: int, batch: 
 
 
 def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
-    """Return the rows of `explain` for a replica that is cut already, with efficiencies of your own."""
+    """Return the rows of `explain` for a replica that is cut already, with efficiencies and techniques of your own."""
     if prompt < 0 or batch < 0 or prompt + batch < 1:
         raise InputError("explain", (prompt, batch), "needs a prompt or a batch of at least 1 token")
     replica = part.replica
@@ -60,10 +60,10 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
     decoded = part.queries * batch
     rows = _token_rows(part, prompt + decoded, decoded)
     sampled = np.array([max(part.queries * mine, 1.0)])
-    rows += [_row(part, operator, 1.0, everywhere) for operator in head_operators(part, sampled)]
+    rows += [_row(part, operator, 1.0, everywhere) for operator in _left(part, head_operators(part, sampled))]
     ranks = replica.data_parallel if part.sequence_parallel else 1
     if part.sequence_parallel and prompt:
-        shared = gather_operators(part, np.array([float(prompt)]))
+        shared = _left(part, gather_operators(part, np.array([float(prompt)])))
         rows += [_row(part, operator, 1.0, everywhere) for operator in shared]
     window = table_window(part)
     for windowed, pairs, read in (
@@ -73,17 +73,24 @@ def step_rows(part: Shard, prompt: int, batch: int, context: int) -> list[Row]:
         if prompt:
             rows += [
                 _row(part, operator, pairs / ranks, pairs * part.tensor)
-                for operator in pair_operators(part, windowed=windowed)
+                for operator in _left(part, pair_operators(part, windowed=windowed))
             ]
         if batch:
             rows += [
                 _row(part, operator, read * mine / batch, read * part.tensor)
-                for operator in read_operators(part, windowed=windowed)
+                for operator in _left(part, read_operators(part, windowed=windowed))
             ]
     if batch:
-        decoding = batch_operators(part, np.array([float(mine)]), np.array([float(batch)]))
+        decoding = _left(part, batch_operators(part, np.array([float(mine)]), np.array([float(batch)])))
         rows += [_row(part, operator, 1.0, everywhere) for operator in decoding]
-    return rows + [_row(part, operator, 1.0, 0.0) for operator in engine_operators(part)]
+    return rows + [_row(part, operator, 1.0, 0.0) for operator in _left(part, engine_operators(part))]
+
+
+def _left(part: Shard, operators: list[Operator]) -> list[Operator]:
+    """Return operators as techniques leave them."""
+    for edit in part.edits:
+        operators = edit(part, operators)
+    return operators
 
 
 def _token_rows(part: Shard, tokens: int, batch: int) -> list[Row]:
@@ -94,7 +101,7 @@ def _token_rows(part: Shard, tokens: int, batch: int) -> list[Row]:
         micro = np.array([float(count if lone else -(-count // stages))])
         return [
             _row(part, operator, 1.0, everywhere)
-            for operator in token_operators(part, micro, lone=lone)
+            for operator in _left(part, token_operators(part, micro, lone=lone))
             if not _is_head(operator)
         ]
 

@@ -86,17 +86,26 @@ def compiled(
 
     Raises InputError and CannotError as `sonde.cost.compile_replica` does.
     """
+    part = shard_under(model, device, replica, techniques)
+    engine = compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
+    for one in techniques:
+        if one.technique.engine is not None:
+            engine = one.technique.engine(engine, part, one.parameters)
+    return engine
+
+
+def shard_under(model: Model, device: Device, replica: Replica, techniques: Sequence[Chosen] = ()) -> Shard:
+    """Return what one device of a replica holds and computes under techniques, with what they make of its operators.
+
+    `sonde.cost.explain.step_rows` says what its steps take. Raises InputError as `compiled` does.
+    """
     part = shard(model, device, replica, served(device, replica, replica.engine))
     for one in techniques:
         if one.technique.shard is not None:
             part = one.technique.shard(part, one.parameters)
         if one.technique.operators is not None:
             part = replace(part, edits=(*part.edits, _edit(one.technique.operators, one.parameters)))
-    engine = compile_shard(part, purchase=purchase, usd_per_device_hour=usd_per_device_hour)
-    for one in techniques:
-        if one.technique.engine is not None:
-            engine = one.technique.engine(engine, part, one.parameters)
-    return engine
+    return part
 
 
 def replica_under(replica: Replica, techniques: Sequence[Chosen]) -> Replica:
