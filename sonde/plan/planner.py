@@ -13,7 +13,7 @@ from sonde.deployment.scenario import Scenario, WorkloadChoice
 from sonde.errors import InputError
 from sonde.metrics import Objective, Outcome
 from sonde.plan.candidates import Candidates, enumerate_candidates
-from sonde.plan.demand import demand, given, rows
+from sonde.plan.demand import demand, given, has_cache, rows
 from sonde.plan.dollars import Floor, dollars_needed, kinds, one_kind_needed
 from sonde.plan.doubt import SEED, Traffic, doubted, uncertain
 from sonde.plan.fleet import Fleet, wired
@@ -52,7 +52,11 @@ def plan(
         question = question.model_copy(update={"workload": file})
     goals, model, ways = objectives(question), find(question.model), settings(question)
     travelling(goals, ways)
-    asked = given(trace, model, long_prompts) if isinstance(trace, tuple) else demand(question.workload, model)
+    cached = has_cache(question.techniques)
+    if isinstance(trace, tuple):
+        asked = given(trace, model, long_prompts, cached=cached)
+    else:
+        asked = demand(question.workload, model, cached=cached)
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     interrupted, found = _searched(sweep, model, question, ways, progress)
     plans = rank(found.ordered)
