@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, find, given, settings
 from hypothesis import strategies as st
 from reference_paths import PathStepper
 
-from sonde.policies import routing
+from sonde.policies import migration, routing
 from sonde.sim.engine import run
 from sonde.sim.network import SCOPES, CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
 
@@ -46,6 +46,7 @@ def migrations(draw):
     return MigrationSpec(
         draw(links()), draw(drawn.ticks(1, 400)), draw(st.sampled_from([1.0, 4.0, 64.0])),
         draw(st.sampled_from([0.0, 2.0])), draw(st.integers(0, 20)), draw(st.integers(0, 3)), draw(st.integers(1, 3)),
+        draw(st.sampled_from(list(migration.POLICIES))),
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def _check_migration(deployment: Deployment, moving: Migration) -> None:
     _known_link(deployment, moving.link, "migration.link")
     if ":" not in moving.policy and moving.policy not in migration.POLICIES:
         raise unknown("migration.policy", moving.policy, [*migration.POLICIES, "module:function"], "policy")
-    if not moving.low <= moving.high:
+    if moving.low > moving.high:
         raise InputError(
             "migration.low", moving.low, f"may be at most high = {moving.high:g}",
             "requests would move to replicas that are shorter of memory than those they leave",

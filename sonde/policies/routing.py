@@ -116,13 +116,17 @@ def prefix(view: PoolView, request: RequestView) -> int:
 
 
 def freeness(view: PoolView, request: RequestView) -> int:
-    """Pick the replica whose memory lasts its batch for the most steps, all that waits counted in (Llumnix)."""
+    """Pick the replica whose memory lasts its batch for the most steps, all that waits counted in (Llumnix).
+
+    What it lacks is not divided by the batch: the longest queue would look the least short of memory.
+    """
     n = len(view.queued)
     best, most = request.number % n, -np.inf
     for step in range(n):
         i = (request.number + step) % n
         room = view.kv_capacity[i] - view.kv_used[i] - view.queued_tokens[i] * view.token_bytes[i]
-        steps = room / (view.token_bytes[i] * max(view.running[i] + view.queued[i], 1))
+        growing = max(view.running[i] + view.queued[i], 1) if room > 0 else 1
+        steps = room / (view.token_bytes[i] * growing)
         if steps > most:
             best, most = i, steps
     return best

@@ -14,13 +14,14 @@ from sonde.errors import InputError
 from sonde.metrics import Objective, Outcome
 from sonde.policies import routing as routing_policies
 from sonde.policies.batching import BatchView
+from sonde.policies.migration import Thresholds
 from sonde.policies.routing import RequestView
 from sonde.sim.client import as_clients_see
 from sonde.sim.clock import run_closed, run_open
 from sonde.sim.functions import batcher, evictor, migrator, own_function, router
 from sonde.sim.network import ALONE, Connected, Paths, check_paths
 from sonde.sim.paths import run_paths
-from sonde.sim.state import BAD_BATCHING, BAD_ROUTING, World
+from sonde.sim.state import BAD_BATCHING, BAD_MIGRATION, BAD_ROUTING, World
 from sonde.sim.world import Fleet, build, outcome, set_goals
 from sonde.workload.requests import Requests
 from sonde.workload.requests import requests as request_columns
@@ -73,6 +74,7 @@ def run(
         run_closed(world, clients, route, policies)
     spent = time.perf_counter() - start
     _check_policies(world, routing, names)
+    _check_migration(world, paths)
     return as_clients_see(outcome(world, requests, engines, spent, paths), engines)
 
 
@@ -135,6 +137,19 @@ def _check_policies(world: World, routing: str, batching: Sequence[str]) -> None
         raise InputError(
             "batching.policy", ", ".join(batching), "must admit requests that wait at an idle engine",
             f"{int(world.replicas.waiting.sum())} would never be served",
+        )  # fmt: skip
+
+
+def _check_migration(world: World, paths: Paths) -> None:
+    """Raise InputError where a migration policy of the user's failed, with what it does when it is called again."""
+    run, replicas = world.run[0], len(world.replicas)
+    if run.abort == BAD_MIGRATION and paths.migration is not None:
+        name, first = paths.migration.policy, int(run.first_stage) if run.first_stage < replicas else 0
+        thresholds = Thresholds(float(run.low), float(run.high), int(run.headroom), first)
+        said = _said(own_function(name, "migration.policy"), world.seen, thresholds)
+        raise InputError(
+            "migration.policy", name, f"must return two different replicas of {first} to {replicas - 1}, or -1 twice, "
+            f"and {said}",
         )  # fmt: skip
 
 

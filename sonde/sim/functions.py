@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,14 @@ EVICTION = types.float64(_BLOCK)
 MIGRATION = _uniform(types.int64, 2, migration.Pair)(_POOL, _THRESHOLDS)
 BATCHING = _STEP(_BATCH)
 
+#: by where a policy is named: those that there are, and what its function must return
+_KNOWN: dict[str, Iterable[str]] = {
+    "routing.policy": routing.POLICIES, "batching.policy": batching.POLICIES, "migration.policy": migration.POLICIES,
+}  # fmt: skip
+_ANSWER = {
+    "routing.policy": "the number of a replica", "batching.policy": "a Step (whole number, bool, bool)",
+    "migration.policy": "a Pair (two whole numbers)",
+}  # fmt: skip
 
 #: what a policy of the user's returns in place of an answer when it fails: machine code can't raise through a kernel
 FAILED = -1
@@ -90,10 +98,20 @@ def evictor(name: str) -> Any:
 
 @cache
 def migrator(name: str) -> Any:
-    """Return the compiled migration policy of that name."""
-    if name not in migration.POLICIES:
-        raise unknown("migration.policy", name, migration.POLICIES, "policy")
-    return native(MIGRATION, migration.POLICIES[name], keep=True)
+    """Return the compiled migration policy of that name, or of that "module:function"."""
+    known = migration.POLICIES.get(name)
+    if known:
+        return native(MIGRATION, known, keep=True)
+    own = _compiled(own_function(name, "migration.policy"), MIGRATION, name, "migration.policy")
+
+    def guarded(view: Any, thresholds: Any) -> Any:
+        try:
+            source, target = own(view, thresholds)
+            return migration.Pair(source, target)
+        except Exception:  # noqa: BLE001
+            return migration.Pair(FAILED - 1, FAILED - 1)  # -1 says that nothing is to move
+
+    return native(MIGRATION, guarded)
 
 
 def native(signature: Any, function: Callable[..., Any], *, keep: bool = False) -> Any:
@@ -107,8 +125,7 @@ def own_function(name: str, path: str) -> Callable[..., Any]:
     """Return the Python function of "module:function", looked for in the working directory first."""
     module, _, function = name.partition(":")
     if not function:
-        known = routing.POLICIES if path == "routing.policy" else batching.POLICIES
-        raise unknown(path, name, [*known, "module:function"], "policy")
+        raise unknown(path, name, [*_KNOWN[path], "module:function"], "policy")
     folder = str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -135,10 +152,8 @@ def _compiled(function: Callable[..., Any], signature: Any, name: str, path: str
         raise InputError(
             path, name, f"can't be compiled: {reason}", "a policy uses numbers, loops and what it is shown only"
         ) from error
-    fits = isinstance(answer, types.Integer) if signature is ROUTING else _is_step(answer)
-    if not fits:
-        wanted = "the number of a replica" if signature is ROUTING else "a Step (whole number, bool, bool)"
-        raise InputError(path, name, f"must return {wanted}, and returns {answer}")
+    if not _fits(answer, path):
+        raise InputError(path, name, f"must return {_ANSWER[path]}, and returns {answer}")
     return own
 
 
@@ -146,6 +161,10 @@ def _is_jit_off() -> bool:
     return bool(getattr(numba.config, "DISABLE_JIT", False))
 
 
-def _is_step(answer: Any) -> bool:
+def _fits(answer: Any, path: str) -> bool:
+    """Return whether an answer of that type is one to the question that is asked there."""
+    if path == "routing.policy":
+        return isinstance(answer, types.Integer)
+    kinds = (types.Integer,) if path == "migration.policy" else (types.Integer, types.Boolean)
     parts = list(answer) if isinstance(answer, types.BaseTuple) else []  # type: ignore[call-overload]
-    return len(parts) == 3 and all(isinstance(part, (types.Integer, types.Boolean)) for part in parts)
+    return len(parts) == (2 if path == "migration.policy" else 3) and all(isinstance(part, kinds) for part in parts)
