@@ -37,7 +37,8 @@ class Brought(NamedTuple):
 
     name           "none", "all", "w4a8 alone", "without w4a8"
     techniques     names of the set
-    found          the fleet, of equally cheap ones that of the highest goodput; None where none holds, `reason` says why
+    found          the fleet, of equally cheap ones that of the highest goodput; None where none holds
+    reason         why none does
     goodput        requests/s up to which that fleet holds every objective, to 2 %, the same traffic made denser
     """
 

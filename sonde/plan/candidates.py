@@ -168,7 +168,10 @@ def _candidate(
     if not isinstance(engines, Connected):
         return replace(found, lanes=engines[0][1])
     paths = engines.paths
-    return replace(found, lanes=engines.fleet[0][1], cached=paths.cache is not None, moving=paths.migration is not None)
+    return replace(
+        found, lanes=engines.fleet[0][1], cached=paths.cache is not None, lending=paths.lending is not None,
+        moving=paths.migration is not None or paths.lending is not None, fewest=2 if paths.lending else 1,
+    )  # fmt: skip
 
 
 def _unpriced(kind: Hardware) -> Rejection:

@@ -76,7 +76,7 @@ def kinds(candidates: Sequence[Candidate]) -> list[Kind]:
     """
     found: dict[tuple[object, ...], list[Kind]] = {}
     for candidate in candidates:
-        engine, hardware = candidate.engine, candidate.hardware
+        engine, hardware = candidate.least, candidate.hardware
         stock = f"{hardware.device.name} {hardware.purchase} {hardware.usd_per_hour}"
         family = found.setdefault(candidate.family, [])
         at = next((i for i, kind in enumerate(family) if _same_steps(kind.engine, engine)), len(family))

@@ -96,7 +96,7 @@ def cost_range(asked: Traffic, fleet: Fleet) -> Range:
     """Return what the fewest replicas that hold cost at both ends; of a mix, the part with most replicas gives way."""
     part = max(range(len(fleet)), key=lambda i: fleet[i][1])
     candidate, guess = fleet[part]
-    least = 1 if len(fleet) == 1 or candidate.stage else 0
+    least = candidate.fewest if len(fleet) == 1 or candidate.stage else 0
     others = sum(one.replica.devices * count for i, (one, count) in enumerate(fleet)
                  if i != part and one.hardware == candidate.hardware)  # fmt: skip
     most = max((candidate.hardware.most - others) // candidate.replica.devices, guess)

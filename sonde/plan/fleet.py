@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from sonde.catalogue.device import Device
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Deployment, Pool, Replica, Routing, Site
@@ -13,6 +15,8 @@ from sonde.plan.setting import ALONE, Setting
 if TYPE_CHECKING:
     from sonde.sim.network import Connected
     from sonde.sim.world import Fleet as Engines
+
+_NO_LIMIT = 1 << 60  # bytes
 
 
 class Hardware(NamedTuple):
@@ -36,7 +40,8 @@ class Candidate:
 
     `replica` is as techniques leave it and `written` as it stood before (the same where None). `stage` is "prefill"
     or "decode" where its replicas do only that. `lanes` engines run on the devices of one replica. `cached`: they may
-    find prompts in a cache. `moving`: requests may be answered by several replicas.
+    find prompts in a cache. `moving`: requests may be answered by several replicas; `lending`: by the memory of others,
+    too. `fewest` replicas make a fleet.
     """
 
     hardware: Hardware
@@ -51,6 +56,18 @@ class Candidate:
     lanes: int = 1
     cached: bool = False
     moving: bool = False
+    lending: bool = False
+    fewest: int = 1
+
+    @property
+    def least(self) -> Engine:
+        """Return an engine that is no slower and no smaller than this one can be among others: what proofs go by."""
+        if not self.lending:
+            return self.engine
+        time = self.engine.table.time
+        free = time._replace(read=np.zeros_like(time.read), read_window=np.zeros_like(time.read_window))
+        memory = self.engine.memory._replace(capacity_bytes=_NO_LIMIT)
+        return self.engine._replace(table=self.engine.table._replace(time=free), memory=memory)
 
     @property
     def usd_per_hour(self) -> float:

@@ -118,9 +118,10 @@ def _searched(
 
 def _warm(sweep: Sweep, candidates: Candidates, choice: Staged, progress: Progress | None) -> None:
     """Compile the simulator here, where Ctrl-C is heard at once, and not on a thread."""
-    fleets: list[Fleet] = [((candidates.kept[0], 1),)] if candidates.kept else []
-    if choice.prefill.kept and choice.decode.kept:
-        fleets.append(((choice.prefill.kept[0], 1), (choice.decode.kept[0], 1)))
+    firsts = [some.kept[0] for some in (candidates, *choice) if some.kept]
+    fleets: list[Fleet] = [((one, one.fewest),) for one in firsts if not one.stage]
+    apart = tuple((one, one.fewest) for one in firsts if one.stage)
+    fleets += [apart] if len(apart) == 2 else []
     for fleet in fleets:
         if progress:
             progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")

@@ -119,8 +119,8 @@ def _floors(sweep: Sweep, stage: str, kept: Sequence[Candidate]) -> list[tuple[C
     """Return every candidate of which there may be as many as its stage takes at least, with that number."""
 
     def floor(one: Candidate) -> int:
-        low = stage_needed(one.engine, sweep.trace, sweep.objectives, stage, cached=one.cached)
-        return max(1, -(-low // one.lanes))
+        low = stage_needed(one.least, sweep.trace, sweep.objectives, stage, cached=one.cached)
+        return max(one.fewest, -(-low // one.lanes))
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         lows = list(pool.map(floor, kept))
@@ -180,6 +180,8 @@ class _Pair:
 
     def _stocked(self, n: int, m: int) -> bool:
         one, two = self.prefill, self.decode
+        if m < two.fewest:
+            return False
         return one.hardware != two.hardware or (
             n * one.replica.devices + m * two.replica.devices <= one.hardware.most
         )  # fmt: skip

@@ -135,11 +135,11 @@ class Sweep:
             for kind in kinds(family)
         ]
         low, need = min(found, key=lambda item: item[0])
-        return max(1, -(-low // first.lanes)), need
+        return max(first.fewest, -(-low // first.lanes)), need
 
     def _candidate(self, candidate: Candidate, low: int, guess: int) -> int | None:
         """Prune or search one candidate; return the fewest replicas, or as many as may be where all fail."""
-        failure = impossible(candidate.engine, self.trace, self.objectives, cached=candidate.cached)
+        failure = impossible(candidate.least, self.trace, self.objectives, cached=candidate.cached)
         if failure is not None:
             self._reject(candidate, failure)
             return None
