@@ -10,7 +10,7 @@ from sonde.catalogue.curves import FORMATS
 from sonde.catalogue.device import PRECISION_BYTES, Device, Link
 from sonde.catalogue.efficiencies import Efficiencies
 from sonde.catalogue.model import FeedForward, Matrix, Mixer, Model
-from sonde.cost.placement import Placement
+from sonde.cost.placement import Placement, placed, popularity
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, InputError
 
@@ -158,7 +158,17 @@ def shard(model: Model, device: Device, replica: Replica, efficiencies: Efficien
         expert_form=operands(device, weights, activations, grouped=True),
         attention=arithmetic(device, "bf16", "bf16"),
         expert_split=group // replica.expert_parallel,
+        placement=_copied(model, replica),
     )  # fmt: skip
+
+
+def _copied(model: Model, replica: Replica) -> Placement | None:
+    """Return where experts stand that have copies and are all met alike."""
+    mixtures = [forward for forward in model.feedforwards if forward.experts]
+    if not replica.redundant_experts or not mixtures:
+        return None
+    shares = popularity([1.0] * mixtures[0].experts, mixtures[0].top_k)
+    return placed(shares, replica.expert_parallel, replica.redundant_experts).under(shares)
 
 
 def arithmetic(device: Device, weights: str, activations: str) -> str:

@@ -21,9 +21,6 @@ Found = TypeVar("Found")
 
 _FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
-#: techniques that give experts copies, and check how those divide themselves
-COPYING = ("expert-placement",)
-
 
 def check(deployment: Deployment) -> tuple[str, ...]:
     """Return warnings, where every model, device and policy is known and parallelism and precision can be.
@@ -34,11 +31,10 @@ def check(deployment: Deployment) -> tuple[str, ...]:
 
     _known_policy(deployment.routing.policy, routing.POLICIES, "routing.policy")
     warnings: list[str] = []
-    copied = any(name in COPYING for use in deployment.techniques for name in ((use,) if isinstance(use, str) else use))
     for i, site in enumerate(deployment.sites):
         for j, pool in enumerate(site.pools):
             path = f"sites[{i}].pools[{j}]"
-            warnings += [f"{path}: {warning}" for warning in _check_pool(pool, path, copied=copied)]
+            warnings += [f"{path}: {warning}" for warning in _check_pool(pool, path)]
             first = deployment.pools[0].replica.model
             if pool.replica.model != first:
                 raise InputError(
@@ -83,7 +79,7 @@ def tensor_parallels(model: Model, most: int) -> list[int]:
     return [degree for degree in range(1, most + 1) if _divides(model, degree)]
 
 
-def _check_pool(pool: Pool, path: str, *, copied: bool) -> Iterator[str]:
+def _check_pool(pool: Pool, path: str) -> Iterator[str]:
     from sonde.catalogue.devices import device
     from sonde.catalogue.models import model
     from sonde.policies import batching
@@ -93,7 +89,7 @@ def _check_pool(pool: Pool, path: str, *, copied: bool) -> Iterator[str]:
     row = _named(device, replica.device, f"{at}.device")
     _known_policy(replica.batching.policy, batching.POLICIES, f"{at}.batching.policy")
     _check_heads(found, replica, at)
-    _check_experts(found, replica, at, copied=copied)
+    _check_experts(found, replica, at)
     _check_precision(row, replica, at)
     power_cap_w(row, replica, f"{at}.power_cap")
     if replica.pipeline_parallel > found.layers:
@@ -140,15 +136,17 @@ def _check_heads(model: Model, replica: Replica, path: str) -> None:
         raise InputError(f"{path}.tensor_parallel", degree, allowed, "a device would hold part of a head")
 
 
-def _check_experts(model: Model, replica: Replica, path: str, *, copied: bool) -> None:
+def _check_experts(model: Model, replica: Replica, path: str) -> None:
     degree, at = replica.expert_parallel, f"{path}.expert_parallel"
     counts = sorted({forward.experts for forward in model.feedforwards if forward.experts})
     if degree > 1 and not counts:
         raise InputError(at, degree, f"must be 1: {model.name} has no experts")
     for count in counts:
-        if count % degree and not copied:
-            degrees = [n for n in range(1, count + 1) if count % n == 0]
-            raise InputError(at, degree, f"must divide the {count} experts of {model.name}: {_some(degrees)}")
+        held = count + replica.redundant_experts
+        if held % degree:
+            degrees = [n for n in range(1, held + 1) if held % n == 0]
+            more = f" and {replica.redundant_experts} copies" if replica.redundant_experts else ""
+            raise InputError(at, degree, f"must divide the {count} experts{more} of {model.name}: {_some(degrees)}")
 
 
 def _check_precision(device: Device, replica: Replica, path: str) -> None:

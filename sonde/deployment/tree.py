@@ -52,6 +52,7 @@ class Replica(Choice):
     pipeline_parallel: int = Field(default=1, ge=1)
     data_parallel: int = Field(default=1, ge=1)  # attention ranks that share the experts of one engine
     expert_parallel: int = Field(default=1, ge=1)  # ranks that the experts are spread over
+    redundant_experts: int = Field(default=0, ge=0, le=65_536)  # copies beside the first of each, in all
     weights: Precision = "bf16"
     activations: Precision = "bf16"
     kv_cache: Precision = "bf16"

@@ -13,7 +13,6 @@ from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
 from sonde.cost.money import carbon_g, electricity_usd
 from sonde.deployment.check import check
-from sonde.deployment.paths import check_paths
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
 from sonde.sim.ends import run_at
@@ -55,9 +54,8 @@ def simulate(
     `sonde.sim.engine.run`. Raises InputError on what the catalogue does not know, CannotError where a model does
     not fit its devices.
     """
-    check(deployment)
     deployment = arranged(deployment)
-    check_paths(deployment)
+    check(deployment)
     engines = connected(deployment, fleet(deployment))
     how: dict[str, Any] = {"routing": deployment.routing.policy, "clients": clients, "seed": seed}
     outcome = run(requests, engines, until_missed=until_missed, **how)

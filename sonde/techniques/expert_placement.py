@@ -10,7 +10,7 @@ from pydantic import Field
 from sonde.catalogue.model import FeedForward
 from sonde.cost.placement import Floats, placed, popularity, zipf
 from sonde.cost.shard import Shard
-from sonde.deployment.tree import Line
+from sonde.deployment.tree import Line, Replica
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 
@@ -34,6 +34,11 @@ class Places(Parameters):
     planned: Line | None = None
     redundant: int = Field(default=0, ge=0, le=65_536)
     balanced: bool = True
+
+
+def replica(replica: Replica, places: Places) -> Replica:
+    """Return the replica with its copies of experts."""
+    return replica.model_copy(update={"redundant_experts": places.redundant})
 
 
 def shard(part: Shard, places: Places) -> Shard:
@@ -105,5 +110,6 @@ TECHNIQUE = Technique(
     title="hot experts in copies, the busiest first to the rank with least to do; steps wait for the busiest rank",
     source="DeepSeek-AI, EPLB and DeepSeek-V3 Technical Report, arXiv 2412.19437, section 3.4",
     parameters=Places,
+    replica=replica,
     shard=shard,
 )
