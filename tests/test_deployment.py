@@ -104,7 +104,6 @@ def test_examples_of_deployments_are_sound(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("chat*.yaml")), ids=lambda path: path.name)
 def test_examples_of_scenarios_are_sound(path: Path) -> None:
     scenario = load_scenario(path)
-    assert len(scenario.hardware) >= 6
     check_scenario(scenario)
     assert {objective.metric for objective in objectives(scenario)} == {"ttft", "tpot"}
 
