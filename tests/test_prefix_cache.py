@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sonde.catalogue.models import model
 from sonde.cost.table import Coefficients, Engine, KvMemory, StepTable, coefficients
 from sonde.deployment.check import check
-from sonde.deployment.load import dump, load
+from sonde.deployment.load import dump, load, load_scenario
 from sonde.deployment.scenario import WorkloadChoice
 from sonde.errors import InputError
 from sonde.plan.demand import demand
@@ -240,6 +240,15 @@ def test_a_share_of_device_memory_is_taken_off_that_for_requests():
     assert bytes_.kv_capacity_bytes[0] == plain.kv_capacity_bytes[0] - 4 * 2**30
 
 
+def test_every_pool_gives_up_the_same_share_of_its_own_memory():
+    pools = [{"name": name, "replica": {**REPLICA, "device": name}} for name in ("h100-sxm", "h200-sxm")]
+    asked = with_hit_rate(poisson(2.0, 60, 500, 4), 0.5)
+    plain, part = (
+        simulate(load({"sites": [{"pools": pools}], "techniques": uses}), asked) for uses in ([], ["prefix-cache"])
+    )
+    assert (part.kv_capacity_bytes == plain.kv_capacity_bytes - (0.2 * plain.kv_capacity_bytes).astype(int)).all()
+
+
 @pytest.mark.parametrize(
     ("cache", "says"),
     [
@@ -346,7 +355,24 @@ def test_a_scenario_states_a_hit_rate_and_a_profile_brings_its_own_where_there_i
         demand(WorkloadChoice(trace=str(path), hit_rate=0.4), found)
 
 
+@pytest.mark.parametrize("rate", [-0.1, 1.5, "many"])
+def test_a_scenario_with_a_hit_rate_that_is_none_is_refused(rate):
+    asked = {"profile": "azure-conv-2023", "hit_rate": rate}
+    scenario = {"model": "llama-3.1-8b", "workload": asked, "objectives": {"ttft": "1 s"}}
+    with pytest.raises(InputError, match=r"workload\.hit_rate"):
+        load_scenario(scenario | {"hardware": [{"device": "h100-sxm"}]})
+
+
 # --- what is printed
+
+
+def test_simulate_without_hashes_ends_with_what_would_help(sonde_cli, tmp_path):
+    deployment = tmp_path / "deployment.yaml"
+    deployment.write_text(dump(tree({})), encoding="utf-8")
+    ended = sonde_cli("simulate", str(deployment), "--profile", "azure-conv-2023", "--duration", "10 min")
+    assert ended.code == 2
+    assert "hit_rate" in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_simulate_says_what_every_tier_gave(sonde_cli, tmp_path):
