@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sonde.metrics import METRICS, QUANTILES, Objective, Outcome
-from sonde.plan.ablation import Brought
 from sonde.plan.result import PlanResult
 from sonde.report import text
 from sonde.units import show
+
+if TYPE_CHECKING:
+    from sonde.plan.ablation import Brought
 
 GOOD, BAD, FAINT = "green", "red", "dim"
 WORDS = 42  # characters that a column of words gets before others have to go
@@ -146,8 +148,8 @@ def brought_table(rows: Sequence[Brought], objectives: Sequence[Objective]) -> R
     )
     foot = [
         "Each row is searched anew on the best plan's kind of device, in its precision. Goodput: requests/s up to "
-        "which that fleet holds every objective, when the same requests come faster (of equally cheap fleets, the highest "
-        "is shown); per $: requests of it for a dollar."
+        "which that fleet holds every objective, when the same requests come faster (of equally cheap fleets, the "
+        "highest is shown); per $: requests of it for a dollar."
     ]
     return Fitted("What techniques bring", columns, foot)
 

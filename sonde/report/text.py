@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sonde.deployment.tree import Deployment
 from sonde.metrics import QUANTILES, Metric, Objective, Outcome, quantile_name
-from sonde.plan.ablation import Brought
 from sonde.plan.result import Plan, PlanResult, Rejection
 from sonde.units import show
+
+if TYPE_CHECKING:
+    from sonde.plan.ablation import Brought
 
 #: metric -> (what people call it, what it is)
 METRIC_NAMES: dict[Metric, tuple[str, str]] = {
