@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from reference import Stepper
+from reference_lending import Lending
 
 from sonde.policies import caching, migration, routing
 
@@ -94,7 +95,7 @@ class Move:
     transfer: Transfer | None = None
 
 
-class PathStepper(Stepper):
+class PathStepper(Lending, Stepper):
     def __init__(self, requests, fleet, route, paths, seed=0):
         super().__init__(requests, fleet, route, seed)
         self.paths = paths
@@ -500,60 +501,3 @@ class PathStepper(Stepper):
         s.replica, s.towards, s.target, s.moves = move.target, move.target, s.cached, s.moves + 1
         size = float(source.size(s.cached) - source.size(move.tokens))
         self.way(self.migrate, n, move.target).carry(Transfer("last", s, n, move.target, size), now)
-
-    # lending
-
-    def lenders(self):
-        return [r for r in self.replicas if r.lending]
-
-    def could_lend(self):
-        """What every replica could lend, and has for itself."""
-        return [self.room(r) for r in self.lenders()] + [-self.used(r) for r in self.lenders()]
-
-    def room(self, r):
-        if r.queue and r.admitted:
-            return 0
-        memory = r.engine.memory
-        return max(memory.capacity_bytes - r.lending.reserve_bytes - self.used(r), 0) // memory.block_bytes
-
-    def lender(self, r):
-        others = [x for x in self.lenders() if x is not r]
-        return max(others, key=self.room)
-
-    def borrow(self, r):
-        if not r.lending:
-            return False
-        c, memory = self.lender(r), r.engine.memory
-        short = -(-(r.used(growing=True) - memory.capacity_bytes) // memory.block_bytes)
-        busy = {id(t.sequence) for link in self.links for t in self.under_way(link)}
-        busy |= {id(move.sequence) for move in self.moves.values()}
-        able = [s for s in r.decoding if id(s) not in busy and (not s.lent or s.creditor is c)]
-        if not able or self.room(c) < 1:
-            return False
-        s = min(able, key=lambda s: (s.lent - s.cached // memory.block_tokens, s.index))
-        blocks = min(short, s.cached // memory.block_tokens - s.lent, self.room(c))
-        if blocks < 1:
-            return False
-        self.lend(s, c, blocks)
-        return True
-
-    def place(self, r, s, growing):
-        if not r.lending:
-            return False
-        c, memory = self.lender(r), r.engine.memory
-        blocks = -(-(r.used(growing) + r.size(s.target) - memory.capacity_bytes) // memory.block_bytes)
-        if blocks > s.target // memory.block_tokens or blocks > self.room(c):
-            return False
-        self.lend(s, c, blocks)
-        return True
-
-    def lend(self, s, c, blocks):
-        link = c.lending.link
-        s.lent += blocks
-        s.most_lent = max(s.most_lent, s.lent)
-        s.creditor = c
-        if s not in c.guests:
-            c.guests.append(s)
-        c.peak = max(c.peak, self.used(c))
-        self.loans += 1
-        self.sending += link.latency_s + blocks * c.engine.memory.block_bytes / link.bytes_per_s

@@ -21,22 +21,22 @@ def first_lender(w: World) -> int:
 
 
 @part
-def room(w: World, c: int, now: float) -> int:
-    """Return how many blocks replica `c` could lend: none while requests wait behind those that it runs."""
+def room(w: World, c: int, keep: int) -> int:
+    """Return how many blocks replica `c` could lend and keep `keep` bytes: none while requests wait behind others."""
     replica = w.replicas[c]
     engine = w.engines[replica.engine]
     if replica.waiting > 0 and replica.admitted > 0:
         return i64(0)
-    return max(i64((engine.capacity - w.run[0].reserve - taken(w, c, now)) // engine.block_bytes), i64(0))
+    return max(i64((engine.capacity - keep - taken(w, c, w.run[0].now)) // engine.block_bytes), i64(0))
 
 
 @rare
-def lender(w: World, r: int) -> int:
-    """Return the replica beside `r` that could lend the most blocks, or -1 where none has one."""
+def lender(w: World, r: int, keep: int) -> int:
+    """Return the replica beside `r` that could lend the most blocks and keep `keep` bytes, or -1 where none has one."""
     best, most = i64(-1), i64(0)
     for c in range(first_lender(w), len(w.replicas)):
         if c != r:
-            blocks = room(w, c, w.run[0].now)
+            blocks = room(w, i64(c), keep)
             if blocks > most:
                 best, most = i64(c), blocks
     return best
@@ -125,7 +125,7 @@ def borrow(w: World, r: int, need: int) -> None:
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
     while engine.lends and replica.used + need > engine.capacity:
-        c = lender(w, r)
+        c = lender(w, r, i64(0))
         if c < 0:
             return
         i, most = longest(w, r, c)
@@ -135,7 +135,7 @@ def borrow(w: World, r: int, need: int) -> None:
         if w.net.flow[i].lent == 0:
             w.net.flow[i].owes = 1
             w.net.lenders[r].debts += 1
-        lend(w, r, c, i, i64(min(short, most, room(w, c, w.run[0].now))))
+        lend(w, r, c, i, i64(min(short, most, room(w, c, i64(0)))))
 
 
 @where_connected
@@ -148,8 +148,9 @@ def ask_for(w: World, r: int, i: int) -> None:
     blocks = i64((short + engine.block_bytes - 1) // max(engine.block_bytes, 1))
     if not engine.lends or blocks > target // engine.block_tokens:
         return
-    c = lender(w, r)
-    if c >= 0 and room(w, c, w.run[0].now) >= blocks:
+    keep = i64(w.run[0].reserve)
+    c = lender(w, r, keep)
+    if c >= 0 and room(w, c, keep) >= blocks:
         lend(w, r, c, i, blocks)
 
 
