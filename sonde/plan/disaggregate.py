@@ -28,6 +28,7 @@ TOLERANCE = 0.02
 #: so many of the best replicas of each phase are tried together
 WIDTH = 2
 _DOUBLINGS = 24
+_NEAR = 3  # placements of a pair of replicas that `goodput` tries
 #: so many numbers of prefill replicas in a row bring nothing before the walk ends
 _PATIENCE = 2
 _AT_ONCE = LinkSpec(1e30)
@@ -180,19 +181,21 @@ def goodput(
 ) -> Placement | None:
     """Return the placement on at most so many devices that holds at the most requests/s, or None where none does.
 
-    The `WIDTH`² placements whose slower phase is fastest are simulated whole, on `requests` at the rate asked; the
-    outcome is that at the rate found.
+    The placements whose slower phase is fastest are simulated whole, the best of every pair of replicas and then the
+    best of the rest, on `requests` at the rate asked; the outcome is that at the rate found.
     """
     every = []
     for first, second in product(*phases):
         one, two = (it.option.engine.devices for it in (first, second))
+        some = []
         for n in range(1, (most_devices - two) // one + 1):
             m = (most_devices - n * one) // two
-            every.append(
-                (min(n * first.rate, m * second.rate), -(n * one + m * two), first.option, n, second.option, m)
-            )
+            slower = min(n * first.rate, m * second.rate)
+            some.append((slower, n * one + m * two, first.option, n, second.option, m))
+        some.sort(key=lambda it: (-it[0], it[1]))
+        every += [(rank, it) for rank, it in enumerate(some[:_NEAR])]
     best: Placement | None = None
-    for guess, _, a, n, b, m in sorted(every, key=lambda it: it[:2], reverse=True)[: WIDTH * WIDTH]:
+    for _, (guess, _, a, n, b, m) in sorted(every, key=lambda it: (it[0], -it[1][0])):
         fleet = whole(a.engine, n, b.engine, m, paths)
         if best is not None and not holds_at(requests, goal, fleet, best.rate * (1 + TOLERANCE)):
             continue
