@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_cases import draw_engine, draw_trace
@@ -15,6 +17,7 @@ from plan_cases import draw_engine, draw_trace
 import sonde
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
+from sonde.cli.simulate import simulate
 from sonde.cost.table import Engine
 from sonde.deployment.load import load_scenario
 from sonde.deployment.tree import Replica
@@ -281,3 +284,23 @@ def test_the_example_with_techniques_holds_and_is_split_among_others() -> None:
     result = sonde.plan(short, top=1)
     assert {plan.deployment.path is None for plan in result.plans} == {True, False}
     assert replace(result).bound_usd_per_hour <= result.plans[0].usd_per_hour
+
+
+def test_simulate_refuses_an_objective_on_a_transfer_that_never_happens(tmp_path: Path) -> None:
+    pool = {"replica": {"model": "llama-3.1-8b", "device": "h100-sxm"}}
+    path = tmp_path / "deployment.yaml"
+
+    def run_it(*techniques: str) -> Result:
+        path.write_text(json.dumps({"sites": [{"pools": [pool]}], "techniques": list(techniques)}))
+        asked = ["--profile", "azure-conv-2023", "--rate", "2/s", "--duration", "20 s", "--objective", "transfer=1s"]
+        return CliRunner().invoke(simulate, [str(path), *asked])
+
+    refused = run_it()
+    assert isinstance(refused.exception, InputError)
+    assert refused.exception.path == "objectives.transfer"
+    both = run_it("disaggregation", "live-migration").exception
+    assert isinstance(both, InputError)
+    assert both.path == "objectives.transfer"
+    shown = run_it("disaggregation")
+    assert shown.exit_code == 0, shown.output
+    assert "p99 transfer" in shown.output

@@ -46,6 +46,7 @@ def simulate(
     from sonde.catalogue.models import model
     from sonde.deployment.check import check
     from sonde.deployment.load import load
+    from sonde.deployment.paths import check_objectives
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
@@ -65,6 +66,7 @@ def simulate(
         note(text)
     for text in check(arranged(tree)):
         note(text)
+    check_objectives(arranged(tree), promised)
     prepare(closed=clients is not None)
     outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from sonde.deployment.tree import Deployment, Migration, repeated
 from sonde.errors import InputError, unknown
+from sonde.units import show
+
+if TYPE_CHECKING:
+    from sonde.metrics import Objective
 
 
 def check_paths(deployment: Deployment) -> None:
@@ -42,6 +49,23 @@ def _check_migration(deployment: Deployment, moving: Migration) -> None:
         raise InputError(
             "migration", ", ".join(kinds), "needs one `kv_cache` precision in all pools that decode",
             "what one has cached the other could not read",
+        )  # fmt: skip
+
+
+def check_objectives(deployment: Deployment, objectives: Sequence[Objective]) -> None:
+    """Raise InputError for an objective on a stage that a deployment's path lacks; it is as its techniques leave it."""
+    goal = next((goal for goal in objectives if goal.metric == "transfer"), None)
+    if goal is None:
+        return
+    if deployment.path is None or len(deployment.path.visits) < 3:
+        raise InputError(
+            "objectives.transfer", show(goal.limit_s, "time"), "needs a path with a link",
+            "prompts and answers are computed in one place, and no cache is ever sent",
+        )  # fmt: skip
+    if deployment.migration is not None:
+        raise InputError(
+            "objectives.transfer", show(goal.limit_s, "time"), "cannot stand beside live migration",
+            "when a cache first landed is not known of requests that have moved since",
         )  # fmt: skip
 
 

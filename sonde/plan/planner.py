@@ -200,7 +200,8 @@ def _best_failing(sweep: Sweep, candidates: Candidates) -> str:
 def _remarks(ways: Sequence[Setting], candidates: Candidates) -> Iterator[str]:
     """Yield what techniques change in how the answer is to be read."""
     if ways[-1].chosen:
-        yield f"Every candidate runs under {', '.join(one.name for one in ways[-1].chosen)}."
+        names = [one.name + "".join(f" ({pool})" for pool in one.parameters.pools) for one in ways[-1].chosen]
+        yield f"Every candidate runs under {', '.join(names)}."
     if ways[-1].split is not None:
         yield "Fleets marked (prefill) and (decode) compute prompts and answers apart; the others serve whole requests."
     if any(one.cached for one in candidates.kept):
