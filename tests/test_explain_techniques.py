@@ -110,5 +110,9 @@ def test_the_command_prints_what_techniques_bring(tmp_path: Path) -> None:
     rows = json.loads(found.stdout)["techniques"]
     assert [row["name"] for row in rows] == ["none", "w4a8 alone"]
     assert all(row["usd_per_hour"] > 0 and row["goodput_requests_per_s"] > 0 for row in rows)
+    path.write_text(json.dumps(SCENARIO))
+    bare = CliRunner().invoke(plan, [str(path), "--explain", "--no-report"])
+    assert isinstance(bare.exception, InputError)
+    assert bare.exception.path == "techniques"
     without = CliRunner().invoke(plan, [str(path), "--no-report", "--json"])
     assert "techniques" not in json.loads(without.stdout)

@@ -80,14 +80,10 @@ def brought(result: PlanResult, progress: Progress | None = None) -> tuple[Broug
     """Return what each technique of the scenario brings on its workload and the best plan's devices.
 
     Rows: none, each alone, all together, each removed in turn (of one technique: none and it alone). Objectives on a
-    transfer count where caches travel. Raises InputError where the scenario names no technique, CannotError where no
-    plan holds.
+    transfer count where caches travel. KeyboardInterrupt ends it with the rows found by then. Raises InputError where
+    the scenario names no technique, CannotError where no plan holds.
     """
-    uses = result.scenario.techniques
-    if not uses:
-        raise InputError(
-            "techniques", [], "needs at least one, such as [chunked-prefill]", "there is nothing to tell apart"
-        )
+    uses = named(result.scenario)
     if not result.plans:
         raise CannotError("no plan holds, so there is no best hardware on which to tell techniques apart")
     question = _narrowed(result.scenario, result.plans[0])
@@ -96,8 +92,21 @@ def brought(result: PlanResult, progress: Progress | None = None) -> tuple[Broug
     for k, (name, some) in enumerate(rows):
         if progress is not None:
             progress(k, len(rows), f"techniques: {name}")
-        found.append(_row(name, question.model_copy(update={"techniques": some}), result.requests, result.objectives))
+        asked = question.model_copy(update={"techniques": some})
+        try:
+            found.append(_row(name, asked, result.requests, result.objectives))
+        except KeyboardInterrupt:
+            break
     return tuple(found)
+
+
+def named(scenario: Scenario) -> tuple[Use, ...]:
+    """Return the techniques of a scenario. Raises InputError where it names none."""
+    if not scenario.techniques:
+        raise InputError(
+            "techniques", [], "needs at least one, such as [chunked-prefill]", "there is nothing to tell apart"
+        )
+    return scenario.techniques
 
 
 def _sets(uses: Sequence[Use]) -> list[tuple[str, tuple[Use, ...]]]:
@@ -133,14 +142,16 @@ def _row(name: str, question: Scenario, requests: Requests, objectives: Sequence
         sweep = Sweep(requests, goals, simulator(requests, goals))
         model = find_model(question.model)
         if travels:
-            split_fleets(sweep, staged(model, question, ways[-1]), ways[-1])
+            stopped = split_fleets(sweep, staged(model, question, ways[-1]), ways[-1])
             refused = sweep.rejected
         else:
             candidates = enumerate_candidates(model, question, ways[0])
-            sweep.run(candidates.kept)
+            stopped = sweep.run(candidates.kept)
             refused = [*candidates.rejected, *sweep.rejected]
     except InputError as error:
         return Brought(name, names, None, 0.0, str(error))
+    if stopped:
+        raise KeyboardInterrupt
     if not sweep.found:
         why = sweep.best[1] if sweep.best else refused[0].reason if refused else "nothing could be tried"
         return Brought(name, names, None, 0.0, why)
