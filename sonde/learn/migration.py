@@ -207,7 +207,7 @@ class Station:
         if lost:
             block.zero_()
         link.sendall(_FRAME.pack(b"C", start, end))
-        link.sendall(memoryview(block.numpy()).cast("B"))
+        link.sendall(block.numpy().data.cast("B"))
         return True
 
     # coming

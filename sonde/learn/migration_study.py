@@ -96,7 +96,8 @@ class Pool:
                 source, target = defragment(self.view(), LIMITS)
                 if source != NONE:
                     self.pipes[source].send(("move", Move(-1, self.ports[target], "live")))
-            for pipe in connection.wait(list(self.pipes), TICK):
+            ready: list[Any] = connection.wait(list(self.pipes), TICK)
+            for pipe in ready:
                 _, (number, tokens, times, moved) = pipe.recv()
                 found[number], heard = Written(tokens, times, sent[number], moved), now
             if now - heard > PATIENCE:
