@@ -106,6 +106,8 @@ def test_the_command_prints_what_techniques_bring(tmp_path: Path) -> None:
     assert "What techniques bring" in shown.output
     assert "w4a8 alone" in shown.output
     assert "What techniques bring" in page.read_text()
+    wide = CliRunner().invoke(plan, [str(path), "--no-report"], env={"COLUMNS": "260"})
+    assert "CO2/h" in wide.output
     found = CliRunner().invoke(plan, [str(path), "--explain", "--no-report", "--json"])
     rows = json.loads(found.stdout)["techniques"]
     assert [row["name"] for row in rows] == ["none", "w4a8 alone"]

@@ -102,6 +102,8 @@ def _searched(
     """Search fleets of whole requests, then split ones where the scenario asks for them."""
     apart = next((way for way in ways if way.split is not None), None)
     nothing = Candidates((), (), 0)
+    if progress is not None:
+        progress(0, 1, "compiling candidates")
     choice = staged(model, question, apart) if apart else Staged(nothing, nothing)
     travels = any(goal.metric == "transfer" for goal in sweep.objectives)
     candidates = nothing if travels else enumerate_candidates(model, question, ways[0])
