@@ -168,13 +168,17 @@ class Room(NamedTuple):
     moves: int
 
 
-def room(seed: int, size: tuple[int, int] = LARGE) -> Room:
-    """Return what migration does for a request of `size` that comes to two workers which are partly full."""
+def rooms(seeds: Sequence[int]) -> list[Room]:
+    """Return what migration does for a request that comes to two partly full workers: large ones, then a little one."""
+    with pool(2, SMALL_PAGES, 0) as workers_:
+        _one(workers_, _prompt(LITTLE[0], 0), None)
+        return [*(_room(workers_, seed, LARGE) for seed in seeds), _room(workers_, 0, LITTLE)]
+
+
+def _room(workers_: Pool, seed: int, size: tuple[int, int]) -> Room:
     jobs = [Work(_prompt(prompt, i), output, worker=i) for i, (prompt, output) in enumerate(RESIDENTS)]
     jobs.append(Work(_prompt(size[0], seed + 9), size[1], 0.3))
-    with pool(2, SMALL_PAGES, seed) as workers_:
-        _one(workers_, jobs[0].prompt, None)
-        without, migrating = (workers_.serve(jobs, migrate=migrate) for migrate in (False, True))
+    without, migrating = (workers_.serve(jobs, migrate=migrate) for migrate in (False, True))
     differ = sum(a.tokens != b.tokens for a, b in zip(without, migrating, strict=True))
     return Room(without[-1].wait_s, migrating[-1].wait_s, differ, sum(len(run.moved) for run in migrating))
 
