@@ -20,7 +20,7 @@ from sonde.catalogue.models import model
 from sonde.cli.simulate import simulate
 from sonde.cost.table import Engine
 from sonde.deployment.load import load_scenario
-from sonde.deployment.tree import Replica
+from sonde.deployment.tree import Pool, Replica
 from sonde.errors import InputError
 from sonde.metrics import Objective
 from sonde.plan.bounds import replicas_needed, stage_needed
@@ -33,6 +33,7 @@ from sonde.plan.setting import settings as settings_of
 from sonde.plan.work import work
 from sonde.sim.engine import run
 from sonde.sim.network import CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
+from sonde.techniques.disaggregation import Split, link
 from sonde.workload.requests import Requests
 
 MOST = 5
@@ -304,3 +305,18 @@ def test_simulate_refuses_an_objective_on_a_transfer_that_never_happens(tmp_path
     shown = run_it("disaggregation")
     assert shown.exit_code == 0, shown.output
     assert "p99 transfer" in shown.output
+
+
+def test_the_link_between_unlike_devices_is_the_slower_fabric() -> None:
+    replica = Replica(model="llama-3.1-8b", device="a100-sxm-80gb")
+    near = Pool(name="prefill", replica=replica)
+    there = Pool(name="decode", replica=replica.model_copy(update={"device": "h100-sxm"}))
+    fabrics = [device(name).fabric.bandwidth for name in ("a100-sxm-80gb", "h100-sxm")]
+    assert link(Split(), (near, there)).bandwidth == min(fabrics)
+    assert link(Split(), (near, near)).bandwidth == device("a100-sxm-80gb").node.bandwidth > min(fabrics)
+
+
+def test_stages_are_searched_and_not_given() -> None:
+    stages = {"prefill": {"tensor_parallel": 2}}
+    with pytest.raises(InputError, match=r"techniques.disaggregation.stages"):
+        sonde.plan({**SCENARIO, "techniques": [{"disaggregation": {"stages": stages}}]})

@@ -120,14 +120,15 @@ def _searched(
 
 def _warm(sweep: Sweep, candidates: Candidates, choice: Staged, progress: Progress | None) -> None:
     """Compile the simulator here, where Ctrl-C is heard at once, and not on a thread."""
-    firsts = [some.kept[0] for some in (candidates, *choice) if some.kept]
-    fleets: list[Fleet] = [((one, one.fewest),) for one in firsts if not one.stage]
-    apart = tuple((one, one.fewest) for one in firsts if one.stage)
-    fleets += [apart] if len(apart) == 2 else []
-    for fleet in fleets:
-        if progress:
-            progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")
-        simulator(rows(sweep.trace, 1), ())(fleet, False)
+    from sonde.sim.engine import ready
+
+    if progress:
+        progress(0, len(candidates.kept), "loading the simulator (compiled once, about 20 s)")
+    if candidates.kept:
+        first = candidates.kept[0]
+        simulator(rows(sweep.trace, 1), ())(((first, first.fewest),), False)
+    if choice.prefill.kept and choice.decode.kept:
+        ready("paths")
 
 
 def _bound(sweep: Sweep, candidates: Candidates, choice: Staged) -> tuple[float, str]:

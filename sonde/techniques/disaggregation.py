@@ -38,8 +38,8 @@ class Split(Parameters):
     """How many replicas of the pool compute prompts and how many decode, where they differ, and the link between them.
 
     The link is one for every replica that computes prompts. Where no bandwidth is given, its devices send side by side
-    over the node's own links if both pools fit into one node, else over the fabric. `layer_wise` sends caches while
-    prompts are computed.
+    over the node's own links if both pools fit into one node, else over the fabric (of two kinds of device, the
+    slower). `layer_wise` sends caches while prompts are computed.
     """
 
     prefill: int = Field(default=1, ge=1, le=100_000)
@@ -85,10 +85,11 @@ def link(split: Split, pools: tuple[Pool, ...]) -> Link:
 
     As many devices send at once as the smaller of both replicas has. Raises InputError where the row has no link.
     """
-    there = device(pools[0].replica.device)
+    rows = [device(pool.replica.device) for pool in pools]
+    there, alike = rows[0], len({row.name for row in rows}) == 1
     both = sum(pool.replicas * pool.replica.devices for pool in pools)
-    inside = both <= there.node_devices and there.node.bandwidth > 0
-    wire: Wire = there.node if inside else there.fabric
+    inside = alike and both <= there.node_devices and there.node.bandwidth > 0
+    wire: Wire = there.node if inside else min((row.fabric for row in rows), key=lambda it: it.bandwidth)
     bandwidth = split.bandwidth or wire.bandwidth * min(pool.replica.devices for pool in pools)
     if not bandwidth > 0:
         raise InputError(
