@@ -94,7 +94,7 @@ CLAIMS = {
         "2 requests/s of mean 128: the same", at_most(10.0),
     ),
     "same": Claim(
-        "texts that differ where they move between processes, of 18", 0.0, "", "a decoder served here; live, stopped "
+        "texts that differ where they move between processes, of 27", 0.0, "", "a decoder served here; live, stopped "
         "and copied, computed anew; three lengths", at_most(0.0), "of 3 whose first stage is lost", at_least(2.0),
     ),
     "flat": Claim(
