@@ -97,7 +97,7 @@ sites:
 
 
 def test_the_technique_and_the_keys_that_it_writes_are_the_same():
-    asked = requests(np.zeros(6), [90_000] * 6, [40] * 6)
+    asked = requests(np.zeros(3), [90_000, 20_000, 60_000], [40, 40, 40])
     by_name = load(TEXT.format(replicas=2, more="techniques: [distributed-attention: { bandwidth: 50 GB/s }]"))
     by_hand = load(
         TEXT.format(replicas=2, more="links: { a: { bandwidth: 50 GB/s } }\nlending: { link: a, reserve: 0 B }")
