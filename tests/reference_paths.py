@@ -34,6 +34,7 @@ class Link:
     active: list[Transfer] = field(default_factory=list)
     waiting: list[Transfer] = field(default_factory=list)
     landing: list[tuple[float, Transfer]] = field(default_factory=list)
+    carried: float = 0.0
 
     def settle(self, now):
         for t in self.active:
@@ -51,6 +52,7 @@ class Link:
 
     def carry(self, transfer, now):
         self.settle(now)
+        self.carried += transfer.left
         (self.active if len(self.active) < self.spec.streams else self.waiting).append(transfer)
 
     def event(self):
@@ -112,6 +114,7 @@ class PathStepper(Lending, Stepper):
         self.touches, self.loans = 0, 0
         start = float(requests.arrival_s[0])
         self.tick = start + paths.migration.interval_s if paths.migration else math.inf
+        self.began = start
         self.leaving = []
         self.moves: dict[int, Move] = {}  # by the replica that sends
         self.pulls = {id(r): [] for r in self.replicas}
@@ -143,6 +146,8 @@ class PathStepper(Lending, Stepper):
         return [shared if tier.shared else store(r) for r in self.replicas]
 
     def run(self, clients=None):
+        if clients:
+            self.began = 0.0
         if clients and self.paths.migration:
             self.tick = self.paths.migration.interval_s
         waiting = list(self.sequences)
@@ -366,7 +371,11 @@ class PathStepper(Lending, Stepper):
             size = float(self.replicas[s.source].size(s.target))
             link = self.way(self.hand_over, s.source, n)
             if self.paths.layers:
-                size = max(size / self.paths.layers, size - link.spec.bytes_per_s * (s.first - s.scheduled))
+                rate = link.spec.bytes_per_s
+                could = min(rate * (s.first - s.scheduled), rate * (now - self.began) - link.carried)
+                left = max(size / self.paths.layers, size - max(could, 0.0))
+                link.carried += size - left
+                size = left
             link.carry(Transfer("cache", s, s.source, n, size), now)
 
     def land(self, t, now):

@@ -350,7 +350,7 @@ def test_prompts_gain_nothing_from_guesses():
 
 
 def test_a_draft_costs_its_passes_prompts_weights_and_caches():
-    free = engine(LLAMA, {"speculative-decoding": {"guesses": 4}})
+    free = engine(LLAMA, {"speculative-decoding": {"guesses": 4, "acceptance": 0.7}})
     paid = engine(LLAMA, {"speculative-decoding": {"guesses": 4, "draft": "llama-3.2-1b"}})
     small = engine(LLAMA.model_copy(update={"model": "llama-3.2-1b", "tensor_parallel": 1}))
     tokens = tokens_a_step(0.7, 4)

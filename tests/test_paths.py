@@ -114,6 +114,23 @@ def test_layers_are_sent_while_the_prompt_is_computed():
     assert outcome.travel.landed_s[0] == 20 + 10 / 5 / 4
 
 
+def test_no_link_carries_more_than_it_can():
+    paths = Paths(prefill=1, hand_over=LinkSpec(bytes_per_s=0.25), layers=5)
+    asked = requests(np.arange(12.0), [10] * 12, [2] * 12)
+    outcome = run(asked, Connected([(engine(), 4), (engine(), 2)], paths))
+    assert outcome.travel.links["bytes"][0] == 120
+    assert np.nanmax(outcome.travel.landed_s) >= 120 / 0.25
+
+
+def test_the_first_token_does_not_wait_for_the_link():
+    polls = engine()._replace(client=engine().client._replace(polls=2.0, polls_busy=2.0))
+    first = [
+        run(requests([0.0], [10], [4]), Connected([(polls, 1), (polls, 1)], Paths(1, LinkSpec(rate)))).first_token_s[0]
+        for rate in (1e-3, 1e9)
+    ]
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+
+
 def test_cached_tokens_are_not_computed():
     traffic = requests([0.0, 100.0], [10, 10], [2, 2])._replace(
         block_start=np.array([0, 2, 4]), block_hash=np.array([7, 8, 7, 9]), block_tokens=4

@@ -161,7 +161,7 @@ def test_engines_whose_steps_differ_are_kinds_of_their_own() -> None:
 
 
 TOGETHER = (
-    ["w4a8", "speculative-decoding"],
+    ["w4a8", {"speculative-decoding": {"acceptance": 0.7}}],
     ["live-migration"],
     ["prefix-cache"],
     ["disaggregation"],

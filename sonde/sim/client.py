@@ -59,7 +59,11 @@ def _present(outcome: Outcome) -> Floats:
 
 def _token_s(outcome: Outcome) -> Floats:
     """Return the TPOT of every request; of those of one token, the mean of their replica (0 where it has none)."""
-    own = outcome.tpot_s
+    own, travel = outcome.tpot_s, outcome.travel
+    if travel is not None:  # the wait for a cache is no step
+        gaps = np.maximum(outcome.requests.output_tokens - 1, 1)
+        begun = np.fmax(outcome.first_token_s, travel.landed_s)
+        own = np.where(travel.source >= 0, (outcome.finish_s - begun) / gaps, own)
     known = (outcome.requests.output_tokens > 1) & np.isfinite(own)
     r = len(outcome.steps)
     at = np.where(known, outcome.replica, r)

@@ -20,17 +20,20 @@ from sonde.sim.state import HANDOVER, NOTHING, World
 
 
 @part
-def left_to_send(w: World, i: int, source: int) -> float:
+def left_to_send(w: World, i: int, source: int, now: float) -> float:
     """Return the bytes of the cache of request `i` that are still to be sent when its prompt is done.
 
     Sent layer by layer, they go out while later layers are computed: the last layer is left, or what the link could
-    not carry in that time.
+    not carry in that time; nor has any link ever carried more than its bandwidth allows.
     """
     size = float(kv_bytes(w.engines[w.replicas[source].engine], i64(w.net.flow[i].tokens)))
     layers = w.run[0].layers
     if layers > 0:
         link = w.net.links[way(w, HAND_OVER, source, i64(w.net.flow[i].target))]
-        size = max(size / layers, size - link.rate * (w.work[i].first - w.work[i].scheduled))
+        could = min(link.rate * (w.work[i].first - w.work[i].scheduled), link.rate * now - link.bytes)
+        left = max(size / layers, size - max(could, 0.0))
+        link.bytes += size - left
+        return left
     return size
 
 
@@ -79,7 +82,7 @@ def pull(w: World, r: int, now: float) -> None:
         replica.peak = max(replica.peak, replica.used)
         replica.pulling += 1
         source = i64(flow.source)
-        flow.bytes = left_to_send(w, i, source)
+        flow.bytes = left_to_send(w, i, source, now)
         carry(w, way(w, i64(HAND_OVER), source, r), i, now)
 
 

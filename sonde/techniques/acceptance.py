@@ -47,7 +47,11 @@ def yielding(engine: Engine, tokens: float, guessing: Guessing) -> Engine:
     energy = _shared(table.energy, tokens, guessing.decode[1], guessing.read[1])
     mixed = engine.batching in MIXED or ":" in engine.batching
     budget = max(1, math.ceil(engine.token_budget / tokens)) if mixed else engine.token_budget
-    return engine._replace(table=StepTable(time, energy, table.window), token_budget=budget)
+    client = engine.client
+    return engine._replace(
+        table=StepTable(time, energy, table.window), token_budget=budget,
+        client=client._replace(polls=client.polls * tokens, polls_busy=client.polls_busy * tokens),  # true steps
+    )  # fmt: skip
 
 
 def _shared(table: Coefficients, tokens: float, decode: Floats, read: Floats) -> Coefficients:

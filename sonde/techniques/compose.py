@@ -48,15 +48,17 @@ def arranged(deployment: Deployment) -> Deployment:
     Techniques stay named in it, for `compiled` to apply what they do within a replica.
     """
     techniques = chosen(deployment.techniques)
-    names = {pool.name for pool in deployment.pools}
     for one in techniques:
         if one.technique.deployment is not None:
             deployment = one.technique.deployment(deployment, one.parameters)
-            names |= {pool.name for pool in deployment.pools}
+    names = [pool.name for pool in deployment.pools]
     for one in techniques:
         for name in one.parameters.pools:
             if name not in names:
-                raise InputError(f"techniques.{one.name}.pools", name, f"must be of {', '.join(sorted(names))}")
+                raise InputError(
+                    f"techniques.{one.name}.pools", name, f"must be of {', '.join(names)}, as techniques leave them",
+                    "nothing would be changed",
+                )  # fmt: skip
     sites = [
         site.model_copy(
             update={

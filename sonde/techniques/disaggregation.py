@@ -59,6 +59,12 @@ def deployment(deployment: Deployment, split: Split) -> Deployment:
             "for pools that differ write two pools, `links` and a `path`",
         )  # fmt: skip
     site, (pool,) = deployment.sites[0], deployment.pools
+    if pool.replicas not in (1, split.prefill + split.decode):
+        raise InputError(
+            f"{PATH}.prefill", split.prefill,
+            f"and decode = {split.decode} must add up to the {pool.replicas} replicas of pool {pool.name!r}",
+            "the deployment would become another size unnoticed",
+        )  # fmt: skip
     pools = tuple(
         Pool.model_validate(
             pool.model_dump()

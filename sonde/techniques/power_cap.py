@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sonde.deployment.tree import PowerCap, Replica
+from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 
 
@@ -14,6 +15,11 @@ class Cap(Parameters):
 
 def replica(replica: Replica, chosen: Cap) -> Replica:
     """Return the replica with its devices capped; `sonde.cost.power` says what that does to a step."""
+    if replica.power_cap not in (None, chosen.cap):
+        raise InputError(
+            "techniques.power-cap", chosen.cap, "the replica has a power_cap of its own: name one of the two",
+            "the stricter one could be lifted unnoticed",
+        )  # fmt: skip
     return replica.model_copy(update={"power_cap": chosen.cap})
 
 

@@ -28,17 +28,19 @@ class Draft(Parameters):
     """Who guesses, how many tokens a step, and how often they are right.
 
     draft             model that guesses; None: the text so far is looked up, which costs nothing
+    acceptance        share of guesses that are right; 0.7 for a draft, and to be stated where the text is looked up
     tensor_parallel   devices that each run of the draft is cut over, next to each other
     """
 
     draft: Line | None = None
-    acceptance: float = Field(default=0.7, ge=0, le=1)
+    acceptance: float | None = Field(default=None, ge=0, le=1)
     guesses: int = Field(default=4, ge=1, le=16)
     tensor_parallel: int = Field(default=1, ge=1)
 
 
 def shard(part: Shard, draft: Draft) -> Shard:
     """Return the share of a device whose sequences verify what was guessed. Raises InputError for a draft too large."""
+    right(draft)
     if draft.draft is not None:
         small, large = model(draft.draft), part.model
         if small.active_parameters >= large.active_parameters:
@@ -57,6 +59,16 @@ def shard(part: Shard, draft: Draft) -> Shard:
     return replace(part, queries=draft.guesses + 1)
 
 
+def right(draft: Draft) -> float:
+    """Return the share of guesses that are right. Raises InputError where only the texts could tell and nobody says."""
+    if draft.acceptance is None and draft.draft is None:
+        raise InputError(
+            f"{PATH}.acceptance", None, "must be stated (0 to 1, as you measure it) where the text so far is guessed from",
+            "how often they are right depends on your texts, and all that is gained on it",
+        )  # fmt: skip
+    return 0.7 if draft.acceptance is None else draft.acceptance
+
+
 def engine(engine: Engine, part: Shard, draft: Draft) -> Engine:
     """Return the engine whose decoding steps make 1 + p + p² + ... tokens, and pay for guessing and verifying.
 
@@ -64,7 +76,7 @@ def engine(engine: Engine, part: Shard, draft: Draft) -> Engine:
     an engine spends on a step; it reads prompts as the model does, and its weights and caches lie in the same memory.
     """
     most = part.replica.batching.max_batch
-    tokens = tokens_a_step(draft.acceptance, draft.guesses)
+    tokens = tokens_a_step(right(draft), draft.guesses)
     none: Floats = np.zeros(most + 1)
     if draft.draft is None:
         return yielding(engine, tokens, Guessing((none, none), (none, none)))
