@@ -191,7 +191,7 @@ def longer(case, out):
         (("hand_over",), lambda case, out: case[2].hand_over.streams == 1 and out.travel.landed_s.max() > 0),
         (("cache",), lambda case, out: (out.travel.cached_tokens > 0).sum() > 4 and out.travel.evicted > 3),
         (("cache",), lambda case, out: out.travel.links.size > 1 and (out.travel.links["transfers"] > 1).sum() > 1),
-        (("migration",), lambda case, out: out.travel.moves.sum() > 2),
+        (("migration",), lambda case, out: out.travel.moves.sum() > 1),
         (("migration",), lambda case, out: out.travel.given_up > 1 and out.travel.moves.sum() > 0),
         (("lending",), lambda case, out: out.travel.loans > 4 and out.preemptions.sum() > 1),
         (("lending",), lambda case, out: (out.peak_kv_bytes > 0).all() and longer(case, out) > 1),
@@ -209,5 +209,5 @@ def test_drawn_cases_reach_what_is_rare(kinds, reached):
     find(
         cases(**dict.fromkeys(kinds, True)),
         holds,
-        settings=settings(max_examples=3000, phases=[Phase.generate], **EASY),
+        settings=settings(max_examples=3000, derandomize=True, phases=[Phase.generate], **EASY),
     )

@@ -63,7 +63,7 @@ def right(draft: Draft) -> float:
     """Return the share of guesses that are right. Raises InputError where only the texts could tell and nobody says."""
     if draft.acceptance is None and draft.draft is None:
         raise InputError(
-            f"{PATH}.acceptance", None, "must be stated (0 to 1, as you measure it) where the text so far is guessed from",
+            f"{PATH}.acceptance", None, "must be stated, 0 to 1, where guesses come from the text so far",
             "how often they are right depends on your texts, and all that is gained on it",
         )  # fmt: skip
     return 0.7 if draft.acceptance is None else draft.acceptance
