@@ -53,6 +53,10 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     return write
 
 
+#: keys that are there where techniques are named, or an objective is on transfers
+SOMETIMES = {"techniques", "transfer_s"}
+
+
 def documented(heading: str) -> set[str]:
     """The keys in the tables of a section of docs/json.md."""
     text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
@@ -79,7 +83,7 @@ def test_plan_json_keeps_its_contract(scenario: Callable[..., Path], sonde_cli: 
     assert prices == sorted(prices)
     assert all(item.keys() >= {"label", "constraint", "reason"} for item in answer["rejected"])
     said = documented("`sonde plan --json`") | documented("`sonde simulate --json`")
-    assert set(answer) | set(answer["plans"][0]) == said
+    assert set(answer) | set(answer["plans"][0]) == said - SOMETIMES
 
 
 def test_plan_writes_its_report_where_it_says(scenario: Callable[..., Path], sonde_cli: Callable[..., Ended]) -> None:
@@ -148,7 +152,7 @@ def test_simulate_json_keeps_its_contract(sonde_cli: Callable[..., Ended]) -> No
     assert end.code == 0, end.err
     answer = end.json()
     assert answer.keys() >= SUMMARY_KEYS
-    assert set(answer) == documented("`sonde simulate --json`")
+    assert set(answer) == documented("`sonde simulate --json`") - SOMETIMES
     assert answer["requests"] == answer["completed"] > 300
     for key in ("ttft_s", "tpot_s", "e2e_s", "itl_s"):
         assert 0 < answer[key]["p50"] <= answer[key]["p90"] <= answer[key]["p99"]
