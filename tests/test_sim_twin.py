@@ -104,6 +104,10 @@ def test_drawn_cases_reach_what_is_rare(policy, reached):
         cases(policy),
         lambda case: reached(case, run(case[0], [(case[1], 1)])),
         settings=settings(
-            max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+            max_examples=3000,
+            derandomize=True,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate],
         ),
     )

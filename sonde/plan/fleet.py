@@ -114,7 +114,8 @@ def deployment(fleet: Fleet) -> Deployment:
     from sonde.techniques.disaggregation import deployment as apart
     from sonde.techniques.disaggregation import link
 
-    linked = apart(tree.model_copy(update={"sites": (Site(pools=(pools[0],)),)}), setting.split)
+    alone = pools[0].model_copy(update={"replicas": 1})
+    linked = apart(tree.model_copy(update={"sites": (Site(pools=(alone,)),)}), setting.split)
     links = {**linked.links, "hand-over": link(setting.split, tuple(pools))}
     return linked.model_copy(update={"sites": sites, "links": links})
 

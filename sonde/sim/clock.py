@@ -18,7 +18,7 @@ from sonde.sim.jit import i64, kernel, part
 from sonde.sim.lists import FIRST, NEWEST, enqueue
 from sonde.sim.memory import growth, kv_bytes
 from sonde.sim.record import count_miss
-from sonde.sim.runs import cut, steps_done
+from sonde.sim.runs import cut, passed
 from sonde.sim.state import BAD_ROUTING, E2E, TPOT, TTFT, World
 
 
@@ -28,7 +28,7 @@ def observe(w: World, now: float) -> None:
     last = w.queues.shape[1] - 1
     for r in range(len(w.replicas)):
         replica = w.replicas[r]
-        k = steps_done(replica, now) if w.next[r] < np.inf and not replica.wake else 0
+        k = passed(w, r, now) if w.next[r] < np.inf and not replica.wake else 0
         w.seen.queued_tokens[r] = replica.queued_tokens - k * replica.tokens
         w.seen.running_tokens[r] = replica.kept + replica.coming_tokens
         w.seen.kv_used[r] = replica.used

@@ -99,6 +99,7 @@ def build(requests: Requests, fleet: Fleet, draws: NDArray[np.float64], clients:
 def _set_paths(run: Record, fleet: Fleet, requests: Requests, paths: Paths) -> None:
     counts = [count for _, count in fleet]
     run.first_stage = sum(counts[: paths.prefill]) if paths.prefill else sum(counts)
+    run.forming = -1
     run.tick, run.layers, run.block_tokens = np.inf, paths.layers, requests.block_tokens
     if paths.cache is not None:
         run.tiers, run.ranked = len(paths.cache.tiers), paths.cache.eviction != "lru"
