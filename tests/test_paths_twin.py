@@ -18,14 +18,17 @@ from sonde.sim.network import SCOPES, CacheSpec, Connected, LendingSpec, LinkSpe
 EXAMPLES = int(os.environ.get("SONDE_TWIN_EXAMPLES", "0"))
 ALL = ("static", "iteration", "prefill-first", "chunked", "inflight", "chunks-first")
 MOVING = ("prefill-first", "chunked", "chunks-first")
+#: the slowest link (log2 bytes/s) where replicas are looked at every few steps: a transfer of seconds would be looked
+#: at some hundred thousand times
+BRISK = 8
 EASY = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 @st.composite
-def links(draw, scopes=SCOPES):
+def links(draw, slowest=2, scopes=SCOPES):
     """Links whose times are exact however they are counted: at most two share a power of two."""
     return LinkSpec(
-        2.0 ** draw(st.integers(2, 10)),
+        2.0 ** draw(st.integers(slowest, 14)),
         draw(drawn.ticks(0, 200)),
         draw(st.integers(1, 2)),
         draw(st.sampled_from(scopes)),
@@ -33,10 +36,11 @@ def links(draw, scopes=SCOPES):
 
 
 @st.composite
-def caches(draw):
+def caches(draw, slowest):
     device = TierSpec(draw(st.integers(0, 40)))
     more = [
-        TierSpec(draw(st.integers(0, 90)), draw(st.booleans()), draw(links())) for _ in range(draw(st.integers(0, 3)))
+        TierSpec(draw(st.integers(0, 90)), draw(st.booleans()), draw(links(slowest)))
+        for _ in range(draw(st.integers(0, 3)))
     ]
     return CacheSpec((device, *more), draw(st.sampled_from(["lru", "cost-aware"])))
 
@@ -44,16 +48,16 @@ def caches(draw):
 @st.composite
 def migrations(draw):
     return MigrationSpec(
-        draw(links()), draw(drawn.ticks(1, 400)), draw(st.sampled_from([1.0, 4.0, 64.0])),
+        draw(links(BRISK)), draw(drawn.ticks(20, 400)), draw(st.sampled_from([1.0, 4.0, 64.0])),
         draw(st.sampled_from([0.0, 2.0])), draw(st.integers(0, 20)), draw(st.integers(0, 3)), draw(st.integers(1, 3)),
         draw(st.sampled_from(list(migration.POLICIES))),
     )  # fmt: skip
 
 
 @st.composite
-def lendings(draw):
+def lendings(draw, slowest):
     return LendingSpec(
-        draw(links()), draw(st.sampled_from([0, 0, 8, 30])), draw(st.integers(0, 40)), draw(st.integers(1, 3))
+        draw(links(slowest)), draw(st.sampled_from([0, 0, 8, 30])), draw(st.integers(0, 40)), draw(st.integers(1, 3))
     )
 
 
@@ -81,6 +85,14 @@ def alike(fleet):
     ]  # fmt: skip
 
 
+def brisk(fleet):
+    """Return engines that swap within some hundred steps."""
+    return [
+        (e._replace(memory=e.memory._replace(swap_bytes_per_s=max(e.memory.swap_bytes_per_s, 2.0**BRISK))), n)
+        for e, n in fleet
+    ]
+
+
 def hashed(draw, requests):
     """Give prompts blocks of a few tokens, of which the first ones are often the same."""
     tokens = draw(st.integers(1, 4))
@@ -104,6 +116,7 @@ def engines(draw, policies):
 @st.composite
 def cases(draw, hand_over=False, cache=False, migration=False, lending=False):
     requests = draw(drawn.workloads(most=18))
+    slowest = BRISK if migration else 2
     policies = MOVING if hand_over or migration or lending else ALL
     fleet = engines(draw, policies)
     if lending and not hand_over and sum(count for _, count in fleet) < 2:
@@ -115,15 +128,18 @@ def cases(draw, hand_over=False, cache=False, migration=False, lending=False):
         if lending and sum(count for _, count in more) < 2:
             more = [(more[0][0], 2)]
         more = alike(more) if lending else more
-        paths = paths._replace(prefill=len(fleet), hand_over=draw(links()), layers=draw(st.sampled_from([0, 0, 1, 4])))
+        paths = paths._replace(
+            prefill=len(fleet), hand_over=draw(links(slowest)), layers=draw(st.sampled_from([0, 0, 1, 4]))
+        )
         fleet = [*fleet, *more]
     if cache:
         requests = hashed(draw, requests)
-        paths = paths._replace(cache=draw(caches()))
+        paths = paths._replace(cache=draw(caches(slowest)))
     if migration:
+        fleet = brisk(fleet)
         paths = paths._replace(migration=draw(migrations()))
     if lending:
-        paths = paths._replace(lending=draw(lendings()))
+        paths = paths._replace(lending=draw(lendings(slowest)))
     first = draw(st.sampled_from(["least-outstanding", "least-tokens", "prefix", "freeness"]))
     return requests, fleet, paths, first, draw(st.sampled_from([None, None, 1, 3, 6]))
 
