@@ -7,7 +7,7 @@ SondeError
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from types import ModuleType
@@ -59,12 +59,18 @@ def library(name: str, use: str) -> ModuleType:
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for the known word closest to `word` in any case, or an empty string."""
     lowered = {name.lower(): name for name in known}
-    close = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
+    close = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.55)
     return f" (did you mean {lowered[close[0]]!r}?)" if close else ""
 
 
-def unknown(path: str, word: str, known: Iterable[str], what: str = "name") -> InputError:
-    """Return the error for a name that is in no table: it lists what is known, the nearest first."""
+def unknown(path: str, word: str, known: Iterable[str], what: str = "name", *, see: str = "") -> InputError:
+    """Return the error for a name that is in no table: the nearest that is, some others, and what to `see` for all."""
     names = sorted(known)
+    return InputError(path, word, f"no such {what}{nearest(word, names)}", listed(names, see))
+
+
+def listed(names: Sequence[str], see: str = "") -> str:
+    """Return "known: a, b, ..." with 12 names at most, and the command that shows all of them."""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return InputError(path, word, f"no such {what}{nearest(word, names)}", f"known: {shown}")
+    more = f"all {len(names)}" if len(names) > 12 else "what each is"
+    return f"known: {shown}" + (f" ({more}: {see})" if see else "")

@@ -42,14 +42,14 @@ def plan(
     the others. Where nothing holds, the best that was reached is said and the exit code is 1. Ctrl-C ends the search
     and keeps what was found.
     """
-    from sonde.deployment.load import load_scenario
+    from sonde.deployment.load import load_scenario, located
     from sonde.plan.ablation import brought, named
     from sonde.plan.planner import plan as search
 
     import_beside(scenario)
-    if explain:
-        named(load_scenario(scenario))
-    with progress() as tell:
+    with located(scenario), progress() as tell:
+        if explain:
+            named(load_scenario(scenario))
         result = search(scenario, trace=trace, progress=tell, top=top)
         if explain and result.plans and not result.interrupted:
             result = replace(result, brought=brought(result, tell))

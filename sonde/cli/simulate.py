@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from sonde.errors import InputError
 from sonde.units import show
 
 if TYPE_CHECKING:
+    from sonde.deployment.tree import Deployment
     from sonde.metrics import Objective
 
 
@@ -44,13 +45,12 @@ def simulate(
     Prints latencies, rates, energy and dollars. The exit code is 0 whether or not the objectives are met.
     """
     from sonde.catalogue.models import model
-    from sonde.deployment.check import check
-    from sonde.deployment.load import load
+    from sonde.deployment.load import load, located
     from sonde.deployment.paths import check_objectives
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
-    from sonde.techniques.compose import arranged
+    from sonde.techniques.compose import checked
 
     if (trace is None) == (profile is None):
         given = "neither" if trace is None else "both"
@@ -58,26 +58,46 @@ def simulate(
     import_beside(deployment)
     promised = objectives(objective)
     tree = load(deployment)
+    with located(deployment):
+        arranged, warnings = checked(tree)
+        check_objectives(arranged, promised)
+    for text in warnings:
+        note(text)
     file = None if trace is None else str(trace)
     asked = WorkloadChoice(trace=file, profile=profile, rate=rate, duration=duration, seed=seed)
     cached = tree.cache is not None or has_cache(tree.techniques)
     requests, notes = demand(asked, model(tree.pools[0].replica.model), cached=cached)
     for text in notes:
         note(text)
-    for text in check(arranged(tree)):
-        note(text)
-    check_objectives(arranged(tree), promised)
     prepare(closed=clients is not None)
-    outcome = run(tree, requests, clients=clients, seed=seed)
+    with located(deployment):
+        outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:
         emit(outcome.summary(promised) | {"interval": outcome.intervals(promised)})
     else:
         from sonde.cli.output import console
         from sonde.report.tables import outcome_table
+        from sonde.report.text import fleet_line
 
+        console().print(fleet_line(arranged), soft_wrap=True, highlight=False, markup=False)
         console().print(outcome_table(outcome, promised))
         if outcome.travel is not None:
             _moved(outcome.summary())
+        for text in _unused(arranged, outcome.summary()):
+            note(text)
+
+
+def _unused(deployment: Deployment, summary: Mapping[str, Any]) -> Iterator[str]:
+    """Return in words what a deployment has and the run made no use of, and requests that it had no room for."""
+    peak = f"{100 * summary['peak_kv']:.2g} % of the memory for caches was in use at most"
+    if summary["refused"]:
+        yield f"{summary['refused']:,} requests were refused: their caches would not fit the memory of any replica"
+    if deployment.migration is not None and not summary["migrations"] + summary["given_up"]:
+        yield f"live migration moved nothing: no replica ran short while another had room ({peak})"
+    if deployment.lending is not None and not summary["loans"]:
+        yield f"distributed attention lent nothing: no replica ran short ({peak})"
+    if deployment.cache is not None and not summary["cached_share"]:
+        yield "the prefix cache found nothing: no prompt began as one that was still kept"
 
 
 def _moved(summary: Mapping[str, Any]) -> None:
@@ -94,6 +114,8 @@ def _moved(summary: Mapping[str, Any]) -> None:
     if links:
         rows = [[name, f"{link['transfers']:,}", show(link["bytes"], "bytes")] for name, link in links.items()]
         table("", ("link", "transfers", "carried"), rows)
+    if summary["loans"]:
+        note(f"{summary['loans']:,} loans of memory between replicas")
     if summary["migrations"] or summary["given_up"]:
         note(f"{summary['migrations']:,} live migrations, {summary['given_up']:,} given up")
 

@@ -104,7 +104,8 @@ class _Brief:
 def _fault(detail: Any, data: object, root: type[BaseModel], where: Callable[[str], str]) -> InputError:
     kind, context = detail["type"], detail.get("ctx", {})
     path, value, key = _follow(detail["loc"], data, kind)
-    allowed, consequence = _ALLOWED.get(kind, detail["msg"]).format_map(context), CONSEQUENCES.get(str(key), "")
+    allowed = _ALLOWED[kind].format_map(context) if kind in _ALLOWED else detail["msg"]
+    consequence = CONSEQUENCES.get(str(key), "")
     if kind == "extra_forbidden":
         known = _keys(root, detail["loc"][:-1])
         allowed = f"no such key{nearest(str(key), known)}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
@@ -62,6 +63,31 @@ def load_scenario(source: Scenario | str | Path | Mapping[str, Any]) -> Scenario
             error.path, error.value, error.allowed, error.consequence, where=error.where or where(error.path)
         ) from None
     return _beside(scenario, source)
+
+
+@contextmanager
+def located(source: object) -> Iterator[None]:
+    """Give errors that are raised within, about what stands in a YAML file, that file and their line."""
+    try:
+        yield
+    except InputError as error:
+        root = re.split(r"[.\[]", error.path)[0]
+        if error.where or not isinstance(source, (str, Path)) or not _is_file(source):
+            raise
+        data, where = _read(source, str(source))
+        if not isinstance(data, Mapping) or root not in data:
+            raise
+        at = where(_path_of_use(error.path, data["techniques"]) if root == "techniques" else error.path)
+        raise InputError(error.path, error.value, error.allowed, error.consequence, where=at) from None
+
+
+def _path_of_use(path: str, uses: object) -> str:
+    """Return "techniques[2].power-cap.cap" for "techniques.power-cap.cap", which is the third of them."""
+    name, dot, rest = path.removeprefix("techniques.").partition(".")
+    for i, use in enumerate(uses if isinstance(uses, list) else ()):
+        if use == name or (isinstance(use, Mapping) and name in use):
+            return f"techniques[{i}]" + (f".{name}{dot}{rest}" if isinstance(use, Mapping) else "")
+    return path
 
 
 def objectives(scenario: Scenario | Mapping[str, Any]) -> tuple[Objective, ...]:

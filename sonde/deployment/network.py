@@ -9,8 +9,23 @@ from pydantic import AfterValidator, Field, model_validator
 from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
 Seconds = Annotated[float, quantity("time", zero=True), Field(ge=0)]
-Bandwidth = Annotated[float, quantity("bandwidth"), Field(gt=0)]
 Bytes = Annotated[float, quantity("bytes", zero=True), Field(ge=0)]
+
+
+#: bytes/s below which somebody forgot a unit
+SLOWEST = 1000
+
+
+def _with_a_unit(value: float) -> float:
+    if 0 < value < SLOWEST:
+        refuse(
+            "", value, f'must be at least {SLOWEST:,} bytes/s, with its unit, such as "{value:g} GB/s"',
+            "plain numbers are bytes/s: a cache would travel for years",
+        )  # fmt: skip
+    return value
+
+
+Bandwidth = Annotated[float, quantity("bandwidth"), Field(gt=0), AfterValidator(_with_a_unit)]
 
 
 def share(text: str) -> float:

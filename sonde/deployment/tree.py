@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sonde.deployment.network import Cache, Lending, Link, Migration, Path
 from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
@@ -114,8 +114,20 @@ class Routing(Choice):
     policy: Line = "least-outstanding"
 
 
-#: a technique by name, or with its parameters: {"nano-batches": {"split": 2}}
-Use = Line | dict[Line, dict[str, Any]]
+def _with_parameters(use: object) -> object:
+    for name, given in use.items() if isinstance(use, dict) else ():
+        if not isinstance(given, dict):
+            refuse(
+                str(name), given, f"parameters are given by name, such as {{{name}: {{parameter: {given!r}}}}}",
+                f"`sonde show {name}` lists them; without any, the name alone will do",
+            )  # fmt: skip
+    if not isinstance(use, str | dict):
+        refuse("", use, "must be the name of a technique, or a name with parameters")
+    return use
+
+
+#: a technique by name, or with its parameters: {"nano-batches": {"count": 2}}
+Use = Annotated[Line | dict[Line, dict[str, Any]], BeforeValidator(_with_parameters)]
 
 
 class Deployment(Choice):

@@ -21,9 +21,10 @@ from sonde.plan.explain import holds
 from sonde.plan.frontier import distinct, ordered
 from sonde.plan.planner import simulator
 from sonde.plan.result import Plan, PlanResult
-from sonde.plan.setting import settings, use_name
+from sonde.plan.setting import settings
 from sonde.plan.stages import split_fleets, staged
 from sonde.plan.sweep import Found, Sweep
+from sonde.techniques.compose import use_name
 from sonde.workload.requests import Requests, scale_rate
 
 #: (done, of, words)

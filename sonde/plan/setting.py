@@ -7,7 +7,7 @@ from typing import NamedTuple
 from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Use
 from sonde.errors import InputError
-from sonde.techniques.compose import chosen
+from sonde.techniques.compose import chosen, use_name
 from sonde.techniques.disaggregation import Split
 from sonde.techniques.technique import Chosen
 
@@ -82,8 +82,3 @@ def settings(scenario: Scenario) -> tuple[Setting, ...]:
 def _uses(scenario: Scenario, kept: tuple[Chosen, ...]) -> tuple[Use, ...]:
     names = {one.name for one in kept}
     return tuple(use for use in scenario.techniques if use_name(use) in names)
-
-
-def use_name(use: Use) -> str:
-    """Return the name of a technique, with parameters or without."""
-    return use if isinstance(use, str) else next(iter(use))

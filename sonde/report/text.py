@@ -257,6 +257,16 @@ def describe(deployment: Deployment) -> str:
     return " + ".join(words)
 
 
+def fleet_line(deployment: Deployment) -> str:
+    """Return a deployment, as its techniques leave it, in a line: model, pools, routing, techniques."""
+    path = deployment.path
+    routing = deployment.routing.policy + (f", then {path.routing}" if path and len(path.visits) > 1 else "")
+    uses = [use if isinstance(use, str) else next(iter(use)) for use in deployment.techniques]
+    under = f", under {', '.join(uses)}" if uses else ""
+    name = deployment.pools[0].replica.model
+    return f"{name} on {describe(deployment)}; routed by {routing}{under}"
+
+
 def workload_text(result: PlanResult) -> str:
     """Return the traffic in words: its source, how many requests over how long."""
     choice, trace = result.scenario.workload, result.requests

@@ -12,6 +12,7 @@ from sonde.deployment.tree import Deployment, Link
 from sonde.errors import InputError
 from sonde.sim.network import ALONE, CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
 from sonde.sim.world import Fleet
+from sonde.units import show
 
 _SCOPE = {"all": "shared", "source": "source", "target": "target"}
 
@@ -28,7 +29,7 @@ def connected(deployment: Deployment, engines: Sequence[tuple[Engine, int]]) -> 
     if paths.cache is not None and deployment.cache is not None:
         first, sees = deployment.cache.tiers[0], paths.prefill or len(engines)
         held = [_held(first, engine) if k < sees else 0 for k, (engine, _) in enumerate(engines)]
-        engines = [(_without(engine, bytes_), n) for bytes_, (engine, n) in zip(held, engines, strict=True)]
+        engines = [(_without(engine, bytes_, first), n) for bytes_, (engine, n) in zip(held, engines, strict=True)]
         tiers = (paths.cache.tiers[0]._replace(by_entry=tuple(held)), *paths.cache.tiers[1:])
         paths = paths._replace(cache=paths.cache._replace(tiers=tiers))
     return Connected(tuple(engines), paths)
@@ -93,12 +94,13 @@ def _held(tier: Tier, engine: Engine) -> int:
     return int(tier.capacity)
 
 
-def _without(engine: Engine, held: int) -> Engine:
-    """Return the engine with `held` bytes less for requests."""
+def _without(engine: Engine, held: int, tier: Tier) -> Engine:
+    """Return the engine with `held` bytes less for requests, which `tier` takes."""
     left = engine.memory.capacity_bytes - held
     if left <= 0 < held:
         raise InputError(
-            "cache.tiers[0].capacity", held, f"must be below the {engine.memory.capacity_bytes:,} bytes of a replica",
+            "cache.tiers[0].capacity", show(held, "bytes"),
+            f"tier {tier.name!r} must be below the {show(engine.memory.capacity_bytes, 'bytes')} that a replica has",
             "no memory would be left for requests",
         )  # fmt: skip
     return engine._replace(memory=engine.memory._replace(capacity_bytes=left))

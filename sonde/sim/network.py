@@ -240,7 +240,8 @@ def check_paths(fleet: Sequence[tuple[Engine, int]], paths: Paths, requests: Req
     if paths.cache is not None:
         if not requests.block_tokens:
             raise InputError(
-                "cache", None, "needs requests with hashed blocks: a trace that has them, or a `hit_rate`",
+                "cache", "no hashed blocks",
+                "needs requests whose prompts have some: a trace that has them, or a `hit_rate`",
                 "no prompt would be known again",
             )  # fmt: skip
         if not 1 <= len(paths.cache.tiers) <= MOST_TIERS:

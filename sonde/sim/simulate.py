@@ -12,7 +12,6 @@ import numpy as np
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
 from sonde.cost.money import carbon_g, electricity_usd
-from sonde.deployment.check import check
 from sonde.deployment.tree import Deployment
 from sonde.metrics import Objective, Outcome
 from sonde.sim.ends import run_at
@@ -20,7 +19,7 @@ from sonde.sim.engine import run
 from sonde.sim.layout import connected
 from sonde.sim.network import Connected
 from sonde.sim.world import Fleet
-from sonde.techniques.compose import arranged, chosen, compiled
+from sonde.techniques.compose import blaming, checked, chosen, compiled
 from sonde.workload.requests import Requests
 
 
@@ -54,11 +53,11 @@ def simulate(
     `sonde.sim.engine.run`. Raises InputError on what the catalogue does not know, CannotError where a model does
     not fit its devices.
     """
-    deployment = arranged(deployment)
-    check(deployment)
-    engines = connected(deployment, fleet(deployment))
+    written, (deployment, _) = deployment, checked(deployment)
     how: dict[str, Any] = {"routing": deployment.routing.policy, "clients": clients, "seed": seed}
-    outcome = run(requests, engines, until_missed=until_missed, **how)
+    with blaming(written):
+        engines = connected(deployment, fleet(deployment))
+        outcome = run(requests, engines, until_missed=until_missed, **how)
     return replace(charged(outcome, deployment), either=partial(both, deployment, requests, engines, how))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from sonde.cost.roofline import Operator
 from sonde.cost.served import served
 from sonde.cost.shard import Shard, shard
 from sonde.cost.table import Engine
+from sonde.deployment.check import check
 from sonde.deployment.faults import fault
 from sonde.deployment.tree import Deployment, Replica, Use
 from sonde.errors import InputError
@@ -40,6 +43,11 @@ def chosen(uses: Iterable[Use]) -> tuple[Chosen, ...]:
                 raise InputError(f"techniques[{i}]", one.name, f"cannot stand beside {other.name}: {why}")
         found[one.name] = one
     return tuple(found[name] for name in TECHNIQUES if name in found)
+
+
+def use_name(use: Use) -> str:
+    """Return the name of a technique, with parameters or without ("" where neither is there)."""
+    return use if isinstance(use, str) else next(iter(use), "")
 
 
 def arranged(deployment: Deployment) -> Deployment:
@@ -73,6 +81,56 @@ def arranged(deployment: Deployment) -> Deployment:
         for site in deployment.sites
     ]
     return deployment.model_copy(update={"sites": tuple(sites)})
+
+
+def checked(deployment: Deployment) -> tuple[Deployment, tuple[str, ...]]:
+    """Return the deployment as `arranged` leaves it, and the warnings of `sonde.deployment.check.check` about that.
+
+    Raises InputError with the path of what the user wrote: where a technique brought about what cannot be, it names
+    that technique and, where there is one, its parameter.
+    """
+    with blaming(deployment):
+        tree = arranged(deployment)
+        return tree, check(tree)
+
+
+@contextmanager
+def blaming(deployment: Deployment) -> Iterator[None]:
+    """Turn errors, raised within, about what techniques made of a deployment into ones about what was written in it."""
+    try:
+        yield
+    except InputError as error:
+        raise _blamed(error, deployment) from None
+
+
+def _blamed(error: InputError, deployment: Deployment) -> InputError:
+    """Return an error about what techniques made as one about what was written: the tree, or a technique.
+
+    That is the first with which checks find the error, or the last that changed the part of the tree it is about.
+    """
+    if error.path.startswith("techniques"):
+        return error
+    root = re.split(r"[.\[]", error.path)[0]
+    uses, found = {use_name(use): use for use in deployment.techniques}, None
+    tree = deployment.model_copy(update={"techniques": ()})
+    for one in (None, *chosen(deployment.techniques)):
+        before, named = tree, (*tree.techniques, *([] if one is None else [uses[one.name]]))
+        try:
+            tree = arranged(deployment.model_copy(update={"techniques": named}))
+            check(tree)
+        except InputError as same:
+            if (same.value, same.allowed) == (error.value, error.allowed):
+                return same if one is None else _about(one, error)
+            continue
+        if getattr(tree, root, None) != getattr(before, root, None):
+            found = one
+    return error if found is None else _about(found, error)
+
+
+def _about(one: Chosen, error: InputError) -> InputError:
+    last = error.path.rpartition(".")[2]
+    path = f"techniques.{one.name}" + (f".{last}" if last in type(one.parameters).model_fields else "")
+    return InputError(path, error.value, error.allowed, error.consequence)
 
 
 def compiled(
@@ -129,12 +187,8 @@ def _edit(
 
 
 def _read(use: Use, path: str) -> Chosen:
-    name, given = "", dict[str, Any]()
-    if isinstance(use, str):
-        name = use
-    elif len(use) == 1:
-        ((name, given),) = use.items()
-    else:
+    name, given = use_name(use), {} if isinstance(use, str) else next(iter(use.values()), {})
+    if not isinstance(use, str) and len(use) != 1:
         raise InputError(path, use, 'must be a name, or one name with its parameters, such as {"w4a4": {group: 128}}')
     found = technique(name, path)
     try:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
+from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.cost.compile import compile_shard
 from sonde.cost.memory import weight_bytes
@@ -14,7 +15,7 @@ from sonde.cost.served import served
 from sonde.cost.shard import Shard
 from sonde.cost.shard import shard as cut
 from sonde.cost.table import Coefficients, Engine
-from sonde.deployment.tree import Line
+from sonde.deployment.node import Line
 from sonde.errors import CannotError, InputError
 from sonde.techniques.acceptance import Floats, Guessing, tokens_a_step, yielding
 from sonde.techniques.technique import Parameters, Technique
@@ -27,12 +28,14 @@ FILLING = 1024
 class Draft(Parameters):
     """Who guesses, how many tokens a step, and how often they are right.
 
-    draft             model that guesses; None: the text so far is looked up, which costs nothing
+    draft             model that guesses, by name; where it is not given, the text so far is looked up, which costs
+                      nothing
     acceptance        share of guesses that are right; 0.7 for a draft, and to be stated where the text is looked up
+    guesses           how many a step, one after another
     tensor_parallel   devices that each run of the draft is cut over, next to each other
     """
 
-    draft: Line | None = None
+    draft: Line | None = Field(default=None, examples=["llama-3.2-1b"])
     acceptance: float | None = Field(default=None, ge=0, le=1)
     guesses: int = Field(default=4, ge=1, le=16)
     tensor_parallel: int = Field(default=1, ge=1)
@@ -42,7 +45,7 @@ def shard(part: Shard, draft: Draft) -> Shard:
     """Return the share of a device whose sequences verify what was guessed. Raises InputError for a draft too large."""
     right(draft)
     if draft.draft is not None:
-        small, large = model(draft.draft), part.model
+        small, large = _known(draft.draft), part.model
         if small.active_parameters >= large.active_parameters:
             raise InputError(
                 f"{PATH}.draft", draft.draft, f"must be smaller than {large.name}", "guessing would be slower"
@@ -57,6 +60,13 @@ def shard(part: Shard, draft: Draft) -> Shard:
                 f"{PATH}.tensor_parallel", draft.tensor_parallel, f"must divide the {part.tensor} of the replica"
             )
     return replace(part, queries=draft.guesses + 1)
+
+
+def _known(name: str) -> Model:
+    try:
+        return model(name)
+    except InputError as error:
+        raise InputError(f"{PATH}.draft", error.value, error.allowed, error.consequence) from None
 
 
 def right(draft: Draft) -> float:
