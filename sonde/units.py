@@ -50,7 +50,8 @@ BASE: dict[str, str] = {
     "price": "$/h", "money": "$", "rate": "/s", "count": "", "ratio": "",
 }  # fmt: skip
 
-_EXAMPLES = {
+#: text that `parse` reads, by dimension
+EXAMPLES: dict[str, str] = {
     "time": '"500 ms"', "bytes": '"80 GiB"', "bandwidth": '"3.35 TB/s"', "compute": '"989 TFLOP/s"',
     "power": '"700 W"', "energy": '"1.5 kWh"', "price": '"$2.10/h"', "money": '"$1,599"', "rate": '"20/s"',
     "count": '"8"', "ratio": '"0.9"',
@@ -73,19 +74,19 @@ def parse(value: object, dimension: str, path: str = "value", *, zero: bool = Fa
     elif isinstance(value, (int, float, Real)) and not isinstance(value, bool):
         number = _float(value)
     else:
-        raise InputError(path, value, f"must be a {dimension} such as {_EXAMPLES[dimension]}")
+        raise InputError(path, value, f"must be a {dimension} such as {EXAMPLES[dimension]}")
     if not math.isfinite(number):
-        raise InputError(path, value, f"must be a finite {dimension}, such as {_EXAMPLES[dimension]}")
+        raise InputError(path, value, f"must be a finite {dimension}, such as {EXAMPLES[dimension]}")
     if number < 0 or (number == 0 and not zero):
         least = "zero or more" if zero else "above zero"
-        raise InputError(path, value, f"must be {least}, such as {_EXAMPLES[dimension]}")
+        raise InputError(path, value, f"must be {least}, such as {EXAMPLES[dimension]}")
     return number
 
 
 def _read(text: str, dimension: str, path: str) -> float:
     match = _QUANTITY.match(text.strip())
     if match is None:
-        raise InputError(path, text, f"must be a {dimension} such as {_EXAMPLES[dimension]}")
+        raise InputError(path, text, f"must be a {dimension} such as {EXAMPLES[dimension]}")
     sign, dollar, digits, unit = match.groups()
     unit = re.sub(r"\s*/\s*", "/", unit)
     if dollar:

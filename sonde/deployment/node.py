@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -40,30 +41,37 @@ def repeated(values: Iterable[object]) -> list[object]:
 _SHARE = re.compile(r"^(\d+(?:\.\d*)?)\s*%$")
 
 
-def quantity_or_share(dimension: str, of: str, *, zero: bool = False) -> BeforeValidator:
-    """Return what turns text into the SI unit of `dimension`, and a share "60%" of `of` into "60 %"."""
+@dataclass(frozen=True)
+class Quantity:
+    """What turns text such as "25 GB/s" into the SI unit of `dimension`, and leaves anything else as it is.
 
-    def read(value: object) -> object:
+    zero   whether it may be zero
+    of     what a share such as "60%" may be of, which becomes "60 %"; without it no share will do
+    """
+
+    dimension: str
+    zero: bool = False
+    of: str = ""
+
+    def __call__(self, value: object) -> object:
+        """Return the number, or the share as text. What is neither is refused."""
         if not isinstance(value, str):
             return value
-        share = _SHARE.match(value.strip())
+        share = _SHARE.match(value.strip()) if self.of else None
         if share:
             return f"{float(share[1]):g} %"
         try:
-            return parse(value, dimension, zero=zero)
+            return parse(value, self.dimension, zero=self.zero)
         except InputError as error:
-            refuse("", value, error.allowed + f', or a share of {of} such as "60 %"', error.consequence)
+            also = f', or a share of {self.of} such as "60 %"' if self.of else ""
+            refuse("", value, error.allowed + also, error.consequence)
 
-    return BeforeValidator(read)
+
+def quantity_or_share(dimension: str, of: str, *, zero: bool = False) -> BeforeValidator:
+    """Return what turns text into the SI unit of `dimension`, and a share "60%" of `of` into "60 %"."""
+    return BeforeValidator(Quantity(dimension, zero, of))
 
 
 def quantity(dimension: str, *, zero: bool = False) -> BeforeValidator:
     """Return what turns text such as "25 GB/s" into the SI unit of `dimension`, and leaves anything else as it is."""
-
-    def read(value: object) -> object:
-        try:
-            return parse(value, dimension, zero=zero) if isinstance(value, str) else value
-        except InputError as error:
-            refuse("", value, error.allowed, error.consequence)
-
-    return BeforeValidator(read)
+    return BeforeValidator(Quantity(dimension, zero))

@@ -14,7 +14,10 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Ahead(Parameters):
-    """`output`: tokens that a sequence makes in the mean; at its end one more is computed, which nobody reads."""
+    """How often a token is wasted.
+
+    output   tokens that a sequence makes in the mean; at its end one more is computed, which nobody reads
+    """
 
     output: float = Field(default=256.0, ge=1)
 

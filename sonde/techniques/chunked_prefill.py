@@ -9,9 +9,12 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Chunks(Parameters):
-    """`token_budget`: prompt and decoded tokens of one step; the replica's own where it is not given."""
+    """How long a step is.
 
-    token_budget: int | None = Field(default=None, ge=1, le=1_048_576)
+    token_budget   prompt and decoded tokens of one step; the replica's own where it is not given
+    """
+
+    token_budget: int | None = Field(default=None, ge=1, le=1_048_576, examples=[1024])
 
 
 def replica(replica: Replica, chunks: Chunks) -> Replica:

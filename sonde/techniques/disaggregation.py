@@ -9,7 +9,8 @@ from pydantic import Field
 from sonde.catalogue.device import Link as Wire
 from sonde.catalogue.devices import device
 from sonde.deployment.network import Bandwidth, Seconds
-from sonde.deployment.tree import Choice, Deployment, Line, Link, Path, Pool, Replica, Site
+from sonde.deployment.node import Choice, Line
+from sonde.deployment.tree import Deployment, Link, Path, Pool, Replica, Site
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 
@@ -17,7 +18,14 @@ PATH = "techniques.disaggregation"
 
 
 class Stage(Choice):
-    """Where the replicas of one pool differ from those of the pool that is split: parallelism and batching."""
+    """Where the replicas of one pool differ from those of the pool that is split, whose own hold where none is given.
+
+    tensor_parallel     devices that every layer is cut over
+    pipeline_parallel   stages that the layers are cut into
+    policy              how steps are formed: a batching policy (`sonde show policies`), or "module:function" of yours
+    max_batch           sequences that run at once
+    token_budget        tokens of one step
+    """
 
     tensor_parallel: int | None = Field(default=None, ge=1)
     pipeline_parallel: int | None = Field(default=None, ge=1)
@@ -37,13 +45,19 @@ class Stage(Choice):
 class Split(Parameters):
     """How many replicas of the pool compute prompts and how many decode, where they differ, and the link between them.
 
-    The link is one for every replica that computes prompts. Where no bandwidth is given, its devices send side by side
-    over the node's own links if both pools fit into one node, else over the fabric (of two kinds of device, the
-    slower). `layer_wise` sends caches while prompts are computed.
+    prefill      replicas that compute prompts
+    decode       replicas that answer; both add up to the replicas of the pool, or the pool has one
+    stages       where the replicas of `prefill` or of `decode` differ from those of the pool
+    bandwidth    of the link of every replica that computes prompts; where it is not given, its devices send side by
+                 side over the node's own links if both pools fit into one node, else over the fabric (of two kinds
+                 of device, the slower)
+    latency      before the first byte of a cache arrives; that of the same link where it is not given
+    layer_wise   caches are sent layer by layer while prompts are computed, not when they are done
+    routing      which replica decodes: a routing policy (`sonde show policies`)
     """
 
-    prefill: int = Field(default=1, ge=1, le=100_000)
-    decode: int = Field(default=1, ge=1, le=100_000)
+    prefill: int = Field(default=1, ge=1, le=100_000, examples=[2])
+    decode: int = Field(default=1, ge=1, le=100_000, examples=[2])
     stages: dict[Literal["prefill", "decode"], Stage] = Field(default_factory=dict)
     bandwidth: Bandwidth | None = None
     latency: Seconds | None = None

@@ -8,7 +8,12 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Loans(Parameters):
-    """The link of every replica that lends or borrows, and what each keeps free for itself."""
+    """The link of every replica that lends or borrows, and what each keeps free for itself.
+
+    bandwidth   of the link of each replica
+    latency     of every exchange over it
+    reserve     KV memory that each replica keeps for its own requests and lends to none
+    """
 
     bandwidth: Bandwidth = 25e9
     latency: Seconds = 10e-6

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sonde.catalogue.device import PRECISION_BYTES
 from sonde.cost.shard import Shard
+from sonde.deployment.node import quantity
 from sonde.errors import InputError
 from sonde.techniques.expert_placement import mixture
 from sonde.techniques.technique import Parameters, Technique
-from sonde.techniques.times import seconds
 
 Narrow = Literal["fp32", "bf16", "fp16", "fp8", "int8"]
 
@@ -21,12 +21,12 @@ class Travel(Parameters):
     """How a token's hidden state travels.
 
     dispatch, combine   what its numbers are sent in, there and back
-    startup             time before the first byte of each exchange: "20 us", or seconds; what the links take if absent
+    startup             time before the first byte of each exchange; what the links take where it is not given
     """
 
     dispatch: Narrow = "fp8"
     combine: Narrow = "bf16"
-    startup: Annotated[float, BeforeValidator(seconds), Field(ge=0, le=1)] | None = None
+    startup: Annotated[float, quantity("time", zero=True), Field(ge=0, le=1)] | None = None
 
 
 def shard(part: Shard, travel: Travel) -> Shard:

@@ -10,7 +10,8 @@ from pydantic import Field
 from sonde.catalogue.model import FeedForward
 from sonde.cost.placement import Floats, placed, popularity, zipf
 from sonde.cost.shard import Shard
-from sonde.deployment.tree import Line, Replica
+from sonde.deployment.node import Line
+from sonde.deployment.tree import Replica
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 
@@ -28,11 +29,11 @@ class Places(Parameters):
     balanced    the busiest copy first to the rank of least load; else in order, as they are numbered
     """
 
-    zipf: float = Field(default=0.0, ge=0, le=4)
+    zipf: float = Field(default=0.0, ge=0, le=4, examples=[0.8])
     loads: Line | None = None
     seed: int = Field(default=0, ge=0)
     planned: Line | None = None
-    redundant: int = Field(default=0, ge=0, le=65_536)
+    redundant: int = Field(default=0, ge=0, le=65_536, examples=[32])
     balanced: bool = True
 
 

@@ -14,7 +14,11 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Reach(Parameters):
-    """`sinks`: first tokens that are kept for good; `window`: last tokens that are kept."""
+    """Which tokens of a sequence are kept.
+
+    sinks    first tokens, that are kept for good
+    window   last tokens
+    """
 
     sinks: int = Field(default=4, ge=0, le=1_048_576)
     window: int = Field(default=1020, ge=1, le=1_048_576)

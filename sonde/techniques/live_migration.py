@@ -13,10 +13,14 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Moves(Parameters):
-    """When memory is looked at, and what counts as little and as much, in steps that it lasts a replica's batch.
+    """When memory is looked at, what counts as little and as much of it, and the link that caches move over.
 
-    `headroom` is kept free beside requests of the most urgent priority; `dispatch` sends new requests where memory
-    lasts longest too.
+    bandwidth   of the link of each replica
+    latency     before the first byte of a cache arrives
+    interval    time between two looks at memory
+    low, high   steps that the memory of a replica still lasts its batch: below `low` it sends, above `high` it takes
+    headroom    memory that is kept free beside requests of the most urgent priority
+    dispatch    whether new requests, too, are sent where memory lasts longest
     """
 
     bandwidth: Bandwidth = 8e9

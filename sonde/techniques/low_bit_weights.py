@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard, arithmetic, operands
-from sonde.deployment.tree import Line, refuse
+from sonde.deployment.node import Line, refuse
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 from sonde.techniques.tiles import bytes_of, instructions_per_s, on_products, widened
@@ -37,9 +37,12 @@ def _checked(number: str) -> str:
 
 
 class Weights(Parameters):
-    """`number`: the type that weights are held in; `group`: inputs that share a scale in 16 bits.
+    """What weights are held in, and what widening them takes.
 
-    `instructions`: of general cores, to widen one weight and scale it (0: a data path does it).
+    number         uint1 to uint8, int1 to int8, or a float of 3 to 8 bits, such as "float6_e3m2" with 3 of exponent and
+                   2 of mantissa
+    group          inputs that share a scale in 16 bits
+    instructions   of general cores, to widen one weight and scale it (0: a data path does it)
     """
 
     number: Annotated[Line, AfterValidator(_checked)] = "uint4"

@@ -18,7 +18,11 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Module(Parameters):
-    """`acceptance`: share of guesses that turn out right (0 to 1); `guesses`: how many a step, one after another."""
+    """How many tokens are guessed, and how often that is right.
+
+    acceptance   share of guesses that turn out right
+    guesses      how many a step, one after another
+    """
 
     acceptance: float = Field(default=0.7, ge=0, le=1)
     guesses: int = Field(default=1, ge=1, le=8)

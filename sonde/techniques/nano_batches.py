@@ -18,7 +18,7 @@ from sonde.cost.power import running_w
 from sonde.cost.roofline import Floats
 from sonde.cost.shard import Shard
 from sonde.cost.table import Coefficients, Engine
-from sonde.deployment.tree import Line
+from sonde.deployment.node import Line
 from sonde.errors import InputError
 from sonde.techniques.layer import Point, Stage, sequential, stages
 from sonde.techniques.nano_search import SPLITS, Pipeline, search
@@ -41,7 +41,8 @@ class NanoBatches(Parameters):
     overlap       whether stages of different nano-batches run at once; without, only what cutting costs is left
     context       cached tokens that a decoding sequence reads at the working point
     decoding      sequences that decode in a full step; half of its tokens, at most the batch, where it is not given
-    interference  profile of P(R), of `catalogue/data/interference.csv`
+    interference  what share of its speed a stage reaches on a share of the device: a profile of
+                  `catalogue/data/interference.csv`
     """
 
     count: int | None = Field(default=None, ge=2, le=3)

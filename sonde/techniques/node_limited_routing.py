@@ -16,7 +16,10 @@ PATH = "techniques.node-limited-routing.nodes"
 
 
 class Limit(Parameters):
-    """`nodes`: how many nodes the experts of a token may stand on. The model must have been trained so."""
+    """How far the experts of a token are spread. The model must have been trained so.
+
+    nodes   how many nodes they may stand on
+    """
 
     nodes: int = Field(default=4, ge=1, le=4096)
 

@@ -24,9 +24,10 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class InFlight(Parameters):
-    """`in_flight`: batches in the pipeline at once, a divisor of its stages; as many as stages where it is not given.
+    """How many batches are in the pipeline.
 
-    1 is the blocking pipeline: one batch, and all stages but one idle.
+    in_flight   batches at once, a divisor of the stages; as many as stages where it is not given; 1 is the blocking
+                pipeline: one batch, and all stages but one idle
     """
 
     in_flight: int | None = Field(default=None, ge=1)

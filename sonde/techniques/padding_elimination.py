@@ -13,7 +13,7 @@ from sonde.cost.power import held, running_w
 from sonde.cost.roofline import Floats, Operator
 from sonde.cost.shard import Shard
 from sonde.cost.table import Coefficients, Engine
-from sonde.deployment.tree import refuse
+from sonde.deployment.node import refuse
 from sonde.techniques.retime import retimed
 from sonde.techniques.technique import Parameters, Technique
 
@@ -26,7 +26,7 @@ class Padding(Parameters):
     linear       whether padding is dropped before matrix products; false: the padded engine itself
     """
 
-    fill: float = Field(gt=0, le=1)
+    fill: float = Field(gt=0, le=1, examples=[0.6])
     fill_pairs: float | None = Field(default=None, gt=0, le=1)
     linear: bool = True
 

@@ -8,7 +8,10 @@ from sonde.techniques.technique import Parameters, Technique
 
 
 class Cap(Parameters):
-    """`cap`: watts of one device ("400 W"), or a share of its peak power ("60 %")."""
+    """What a device may draw.
+
+    cap   power of one device, or a share of its peak power
+    """
 
     cap: PowerCap = "60 %"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from sonde.deployment.network import Bandwidth, Bytes, Room, Seconds, Tier
 from sonde.deployment.tree import Cache, Deployment, Link, Routing
@@ -13,13 +15,21 @@ from sonde.techniques.technique import Parameters, Technique
 class Tiers(Parameters):
     """Memory for blocks: of every replica's devices, its host and its disk, and of one pool that all share (0: none).
 
-    device is taken off the memory for running requests: bytes, or a share of it. Each of the others is read at its
-    bandwidth, by every replica on its own, after `latency`. `aware` routes requests to where the least of them is left
-    to be computed; without it routing stays as it is, which loses nothing where all blocks are in the pool.
+    device           of a replica's devices, taken off the memory for running requests
+    host             of every replica's host
+    host_bandwidth   at which a replica reads blocks from its host
+    disk             of every replica's disk
+    disk_bandwidth   at which a replica reads blocks from its disk
+    pool             of one pool that all replicas share
+    pool_bandwidth   at which each replica reads blocks from the pool
+    latency          before the first byte of what is read from host, disk or pool
+    eviction         which block is given up first: the one unused for longest, or the one worth least
+    aware            requests are routed to where the least of them is left to be computed; without it routing stays as
+                     it is, which loses nothing where all blocks are in the pool
     """
 
     device: Room = "20 %"
-    host: Bytes = 0.0
+    host: Annotated[Bytes, Field(examples=["500 GB"])] = 0.0
     host_bandwidth: Bandwidth = 25e9
     disk: Bytes = 0.0
     disk_bandwidth: Bandwidth = 5e9

@@ -14,9 +14,10 @@ from sonde.techniques.tiles import on_products
 
 
 class Kept(Parameters):
-    """`index_bits`: of every four weights, saying which two are kept (3 tell the six ways apart; hardware reads 4).
+    """What an index takes, and what a device makes of it.
 
-    `speedup`: of the arithmetic, on this device: 2 where it skips what was dropped, 1 where it multiplies zeros.
+    index_bits   of every four weights, saying which two are kept (3 tell the six ways apart; hardware reads 4)
+    speedup      of the arithmetic, on this device: 2 where it skips what was dropped, 1 where it multiplies zeros
     """
 
     index_bits: int = Field(default=4, ge=3, le=8)

@@ -44,6 +44,6 @@ TECHNIQUES: dict[str, str] = {
 def technique(name: str, path: str = "techniques") -> Technique:  # type: ignore[type-arg]
     """Return the technique of that name. Raises InputError, with the nearest name, where there is none."""
     if name not in TECHNIQUES:
-        raise unknown(path, name, TECHNIQUES, "technique")
+        raise unknown(path, name, TECHNIQUES, "technique", see="sonde show techniques")
     found: Technique = importlib.import_module(f"sonde.techniques.{TECHNIQUES[name]}").TECHNIQUE  # type: ignore[type-arg]
     return found

@@ -9,11 +9,15 @@ from typing import Any, Generic, TypeVar
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard
 from sonde.cost.table import Engine
-from sonde.deployment.tree import Choice, Deployment, Line, Replica
+from sonde.deployment.node import Choice, Line
+from sonde.deployment.tree import Deployment, Replica
 
 
 class Parameters(Choice):
-    """What may be said of any technique: the pools whose replicas it changes; all of them where none is named."""
+    """What may be said of any technique.
+
+    pools   whose replicas it changes, by name; all of them where none is named
+    """
 
     pools: tuple[Line, ...] = ()
 

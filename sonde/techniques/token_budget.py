@@ -9,37 +9,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from sonde.cost.memory import kv_memory
 from sonde.cost.shard import Shard
 from sonde.cost.table import Engine, KvMemory, StepTable, coefficients
-from sonde.deployment.tree import Replica, refuse
+from sonde.deployment.node import quantity
+from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, InputError
 from sonde.techniques.technique import Parameters, Technique
-from sonde.units import parse, show
+from sonde.units import show
 
 GUESSED = "steps that yield several tokens at once are counted token by token, so that gaps look too short"
-
-
-def _seconds(value: object) -> object:
-    """Return seconds for a time in words, such as "200 ms", and anything else as it is."""
-    try:
-        return parse(value, "time") if isinstance(value, str) else value
-    except InputError as error:
-        refuse("", value, error.allowed, error.consequence)
 
 
 class Budget(Parameters):
     """What the budget is chosen for.
 
-    tbt      longest time between two tokens: "200 ms", or seconds
+    tbt      longest time between two tokens
     context  tokens that every decoding sequence has read, and that the prompt in work has when its last chunk is run
-    decodes  sequences that decode in that step; None: as many of that context as memory and batch hold
+    decodes  sequences that decode in that step; where it is not given, as many of that context as memory and batch hold
     tile     the budget is a multiple of it, since kernels compute whole tiles
     """
 
-    tbt: Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+    tbt: Annotated[float, quantity("time"), Field(gt=0, examples=["200 ms"])]
     context: int = Field(default=4096, ge=1, le=1 << 24)
     decodes: int | None = Field(default=None, ge=0, le=8192)
     tile: int = Field(default=128, ge=1, le=8192)

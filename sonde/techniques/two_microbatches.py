@@ -35,9 +35,10 @@ class Halves(Parameters):
     """How a batch is halved.
 
     context   cached tokens of a decoding sequence around which the table is fitted, from half to one and a half of it
-    share     of the cores that the attention stream has to itself; None: both streams share all of them
-    least     tokens of a device from which a step is halved; None: wherever two halves, whose weights are read twice,
-              take less than the whole
+    share     of the cores that the attention stream has to itself; where it is not given, both streams share all of
+              them
+    least     tokens of a device from which a step is halved; where it is not given, wherever two halves, whose weights
+              are read twice, take less than the whole
     """
 
     context: int = Field(default=4096, ge=1, le=10_000_000)

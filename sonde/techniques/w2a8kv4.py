@@ -13,9 +13,9 @@ from sonde.techniques.w4a8 import Integers, multiplied, narrow, tiles_of
 
 
 class Narrow(Integers):
-    """`packing`: products that one 8-bit multiplier yields at a time, of 2-bit weights (FPGA: 2; GPU: 1).
+    """Activations have one scale a token, so that weights take their groups' scales on the way to 8 bits.
 
-    Activations have one scale a token, so that weights take their groups' scales on the way to 8 bits.
+    packing   products that one 8-bit multiplier yields at a time, of 2-bit weights (FPGA: 2; GPU: 1)
     """
 
     cache_bits: int = Field(default=4, ge=2, le=16)

@@ -15,7 +15,10 @@ from sonde.techniques.w4a8 import Integers, multiplied, narrow, tiles_of
 
 
 class Mixed(Integers):
-    """`four`: share of the groups of activations in 4 bits; the other groups are in 8."""
+    """How many activations are in 4 bits.
+
+    four   share of the groups of activations in 4 bits; the other groups are in 8
+    """
 
     four: float = Field(default=0.84, ge=0, le=1)
     cache_bits: int = Field(default=4, ge=2, le=16)

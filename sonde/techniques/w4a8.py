@@ -80,9 +80,10 @@ def tiles_of(integers: Integers, four: float, packing: float = 1.0) -> Tiles:
 
 
 class Folded(Integers):
-    """`folded`: weights take their groups' scales on the way to 8 bits, and sums are scaled once (QServe).
+    """Where the scales of weights go.
 
-    Where they don't, every group's sums are, as with activations that have scales by group (COMET).
+    folded   weights take their groups' scales on the way to 8 bits, and sums are scaled once (QServe); where they
+             don't, every group's sums are, as with activations that have scales by group (COMET)
     """
 
     folded: bool = True
