@@ -25,7 +25,7 @@ layers: .venv/installed-dev
 	$(BIN)/lint-imports
 
 docs: .venv/installed-dev
-	$(BIN)/python -m sonde.cli.docs docs/cli.md
+	$(BIN)/python -m sonde.cli.docs docs
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit('Sonde needs Python 3.11 or later' if sys.version_info < (3, 11) else 0)"

@@ -128,7 +128,7 @@ def test_json_has_no_nan_and_no_numpy() -> None:
 
 def test_show_lists_every_kind(sonde_cli: Callable[..., Ended]) -> None:
     every = sonde_cli("show", "--json").json()
-    assert set(every) == {"models", "devices", "profiles", "policies"}
+    assert set(every) == {"models", "devices", "profiles", "policies", "techniques"}
     assert all(len({row["name"] for row in rows}) == len(rows) > 0 for rows in every.values())
     for kind, rows in every.items():
         text = sonde_cli("show", kind).out

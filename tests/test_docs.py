@@ -12,7 +12,8 @@ import click
 import pytest
 import yaml
 
-from sonde.cli.docs import markdown, verbs
+from sonde.cli.docs import PAGES as MADE
+from sonde.cli.docs import verbs
 from sonde.cli.entry import commands
 from sonde.deployment.load import load_scenario
 
@@ -52,8 +53,9 @@ def test_a_verb_has_at_most_eight_options_and_speaks_json(name: str) -> None:
     assert "--json" in options
 
 
-def test_the_command_line_page_is_fresh() -> None:
-    assert page("docs/cli.md") == markdown(), "docs/cli.md is stale: run make docs"
+@pytest.mark.parametrize("file", MADE)
+def test_pages_made_from_the_program_are_fresh(file: str) -> None:
+    assert page(f"docs/{file}") == MADE[file](), f"docs/{file} is stale: run make docs"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

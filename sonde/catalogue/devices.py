@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from sonde.catalogue.device import Device, Link
 from sonde.catalogue.device_files import SOURCES_SUFFIX, is_path, read_text
 from sonde.catalogue.rows import Attribute, Source, read, read_sources, schema, sources, table, value
-from sonde.errors import InputError, nearest, unknown
+from sonde.errors import InputError, listed, nearest, unknown
 from sonde.units import parse
 
 #: keys of `Device.flops`, from the widest to the narrowest
@@ -46,8 +46,8 @@ def device(name: str) -> Device:
     if found is None and is_path(name):
         return _in_file(Path(name).expanduser(), name)
     if found is None:
-        known = ", ".join(device_names())
-        raise InputError("device", name, f"no such device{nearest(name.lower(), _by_name())}", f"known: {known}")
+        known = listed(device_names(), "sonde show devices")
+        raise InputError("device", name, f"no such device{nearest(name.lower(), _by_name())}", known)
     return found
 
 

@@ -36,7 +36,7 @@ def model(name_or_path: str) -> Model:
     if row is not None:
         return _from_row(str(row["name"]))
     if not name_or_path.strip():
-        raise unknown("model", name_or_path, model_names(), "model")
+        raise unknown("model", name_or_path, model_names(), "model", see="sonde show models")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         path = path / "config.json"
@@ -46,7 +46,7 @@ def model(name_or_path: str) -> Model:
         return read_config(config, name, str(path), source=str(path))
     if path.suffix == ".json" or name_or_path.startswith((".", "/", "~")) or path.name == "config.json":
         raise InputError("model", name_or_path, "no such file", "give a name, a config.json or a folder that holds one")
-    raise unknown("model", name_or_path, model_names(), "model")
+    raise unknown("model", name_or_path, model_names(), "model", see="sonde show models")
 
 
 def model_names() -> list[str]:

@@ -10,7 +10,7 @@ import click
 
 from sonde import units
 from sonde.cli.output import emit, fields, json_option, table
-from sonde.errors import InputError, unknown
+from sonde.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from sonde.catalogue.device import Device
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PURCHASES = ("on-demand", "spot", "owned")
 STEP_TOKENS = 2048  # of a prompt, and of every decoding sequence's context, in the steps shown of a model on a device
-KINDS = ("models", "devices", "profiles", "policies")
+KINDS = ("models", "devices", "profiles", "policies", "techniques")
 
 
 @click.command()
@@ -32,9 +32,9 @@ KINDS = ("models", "devices", "profiles", "policies")
 def show(name: str | None, device: str | None, weights: str, tensor_parallel: int, as_json: bool) -> None:
     """Show what Sonde knows: all of it, one kind, or one row.
 
-    NAME is models, devices, profiles or policies, or the name of one of them, or the path of a Hugging Face
-    config.json or of a device row. A model is shown with its parameters, memory and FLOPs, and with --device on
-    that device.
+    NAME is models, devices, profiles, policies or techniques, or the name of one of them, or the path of a Hugging
+    Face config.json or of a device row. A model is shown with its parameters, memory and FLOPs, and with --device on
+    that device; a technique with its parameters, their units and defaults, and what to write in a scenario.
     """
     if name is None or name in KINDS:
         if device is not None:
@@ -45,7 +45,14 @@ def show(name: str | None, device: str | None, weights: str, tensor_parallel: in
     row = one(name)
     if device is not None:
         row |= {"on": on_device(name, device, weights, tensor_parallel)}
-    emit(row) if as_json else fields(name, row)
+    if as_json:
+        emit(row)
+    elif "yaml" in row:
+        from sonde.cli import technique
+
+        technique.show(row)
+    else:
+        fields(name, row)
 
 
 def listing(kind: str) -> list[Row]:
@@ -62,15 +69,30 @@ def listing(kind: str) -> list[Row]:
         from sonde.workload.profile import profile, profile_names
 
         return [_profile_line(profile(name)) for name in profile_names()]
-    from sonde.policies import batching, routing
+    if kind == "techniques":
+        from sonde.cli import technique
+        from sonde.techniques.table import TECHNIQUES
 
-    return [_policy_line("batching", name, policy.function) for name, policy in batching.POLICIES.items()] + [
-        _policy_line("routing", name, policy.function) for name, policy in routing.POLICIES.items()
+        return [technique.line(name) for name in TECHNIQUES]
+    from sonde.policies import batching, caching, migration, routing
+
+    steps, choices = batching.POLICIES.items(), routing.POLICIES.items()
+    return [
+        *(_policy_line("batching", name, policy.function) for name, policy in steps),
+        *(_policy_line("routing", name, policy.function) for name, policy in choices),
+        *(_policy_line("eviction", name, policy) for name, policy in caching.POLICIES.items()),
+        *(_policy_line("migration", name, policy) for name, policy in migration.POLICIES.items()),
     ]
 
 
 def one(name: str) -> Row:
     """Return all that is known of one row. Raises InputError, with the nearest name, where there is none."""
+    from sonde.techniques.table import TECHNIQUES
+
+    if name in TECHNIQUES:
+        from sonde.cli.technique import describe
+
+        return describe(name)
     from sonde.catalogue.describe import describe_model
     from sonde.catalogue.device_files import is_path
     from sonde.catalogue.devices import device, device_names
@@ -86,7 +108,8 @@ def one(name: str) -> Row:
                 raise
     known = {row["name"]: row for kind in ("profiles", "policies") for row in listing(kind)}
     if name not in known:
-        raise unknown("NAME", name, [*KINDS, *device_names(), *model_names(), *known])
+        close = nearest(name, [*KINDS, *device_names(), *model_names(), *known, *TECHNIQUES])
+        raise InputError("NAME", name, f"no such name{close}", f"sonde show KIND lists them: {', '.join(KINDS)}")
     return known[name]
 
 
@@ -182,14 +205,17 @@ _COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("span_s", "over", "time"), ("mean_per_s", "rate", "rate"),
     ),
     "policies": (("name", "policy", ""), ("kind", "kind", ""), ("does", "what it does", "")),
+    "techniques": (("name", "technique", ""), ("does", "what it does", ""), ("source", "from", "")),
 }  # fmt: skip
 
 
 def _show_listings(listings: Mapping[str, list[Row]]) -> None:
     for kind, rows in listings.items():
-        columns = _COLUMNS[kind]
+        columns, title = _COLUMNS[kind], kind
+        if kind == "techniques":
+            title += " (sonde show NAME: parameters and defaults of one, and how to write it)"
         cells = [[_cell(row.get(key), unit) for key, _, unit in columns] for row in rows]
-        table(kind, [head for _, head, _ in columns], cells, left=sum(not unit for *_, unit in columns[:3]))
+        table(title, [head for _, head, _ in columns], cells, left=sum(not unit for *_, unit in columns[:3]))
 
 
 def _cell(value: object, unit: str) -> str:

@@ -199,7 +199,7 @@ def _known_policy(name: str, known: Iterable[str], path: str) -> None:
         if not _FUNCTION.match(name):
             raise InputError(path, name, 'a policy of your own must look like "module:function"')
     elif name not in set(known):
-        raise unknown(path, name, known, "policy")
+        raise unknown(path, name, known, "policy", see="sonde show policies")
 
 
 def _some(numbers: list[int]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sonde.deployment.tree import Deployment, Migration, repeated
+from sonde.deployment.node import repeated
+from sonde.deployment.tree import Deployment, Migration
 from sonde.errors import InputError, unknown
 from sonde.units import show
 
@@ -37,7 +38,8 @@ def _check_migration(deployment: Deployment, moving: Migration) -> None:
 
     _known_link(deployment, moving.link, "migration.link")
     if ":" not in moving.policy and moving.policy not in migration.POLICIES:
-        raise unknown("migration.policy", moving.policy, [*migration.POLICIES, "module:function"], "policy")
+        known = [*migration.POLICIES, "module:function"]
+        raise unknown("migration.policy", moving.policy, known, "policy", see="sonde show policies")
     if moving.low > moving.high:
         raise InputError(
             "migration.low", moving.low, f"may be at most high = {moving.high:g}",
@@ -76,7 +78,7 @@ def _check_path(deployment: Deployment) -> None:
     if path is None:
         return
     if ":" not in path.routing and path.routing not in routing.POLICIES:
-        raise unknown("path.routing", path.routing, routing.POLICIES, "policy")
+        raise unknown("path.routing", path.routing, routing.POLICIES, "policy", see="sonde show policies")
     visits = path.visits
     for name in repeated(visits[::2]):
         raise InputError("path.visits", name, "is visited twice: a path has no loops", "a request would never leave it")

@@ -14,7 +14,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sonde.deployment.tree import Choice, Line, Precision, Use, refuse, repeated
+from sonde.deployment.node import Choice, Line, refuse, repeated
+from sonde.deployment.tree import Precision, Use
 
 #: limits by metric: one limit is of p99, or a limit for each of several quantiles
 Limits = str | float | dict[str, str | float]

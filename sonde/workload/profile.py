@@ -77,7 +77,7 @@ def profile(name_or_path: str | Path) -> Profile:
     path = Path(name_or_path)
     if path.suffix in {".yaml", ".yml", ".json"} or len(path.parts) > 1 or path.is_file():
         return load(path)
-    raise unknown("profile", name, profile_names(), "profile")
+    raise unknown("profile", name, profile_names(), "profile", see="sonde show profiles")
 
 
 def load(path: str | Path) -> Profile:
