@@ -17,6 +17,8 @@ from sonde.catalogue.models import model
 from sonde.cost.explain import step_rows
 from sonde.cost.memory import weight_bytes
 from sonde.cost.operators import product, read_operators, token_operators
+from sonde.cost.power import activity_joules, running_w
+from sonde.cost.power import held as held_to_cap
 from sonde.cost.roofline import bound
 from sonde.cost.shard import Kernel, Shard, shard
 from sonde.cost.table import Engine
@@ -145,6 +147,65 @@ def test_what_scaling_takes_is_results_by_groups(rows: int, group: int) -> None:
     assert seconds(A100, rows, use(10)) - seconds(A100, rows, use(0)) == pytest.approx(
         10 * count / (19.5e12 / 2), rel=1e-6
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 8192), instructions=st.floats(0.1, 100), where=st.sampled_from([A100, H100, L40S]))
+def test_what_scaling_draws_is_arithmetic_at_the_peak_of_general_cores(
+    rows: int, instructions: float, where: str
+) -> None:
+    """Against a count by hand: results · groups · instructions, each at its share of the peak power."""
+
+    def drawn(count: float) -> tuple[float, float, float]:
+        use = {"w4a4": {"dequantisation": count, "conversion": 0, "cache_bits": 16}}
+        part = part_of(where, use)
+        kernel = Kernel("x", 4096, 4096, 4096**2, False)
+        (found,) = edited(part, [product(part, kernel, 1, np.array([float(rows)]), "x")], use)
+        taken = bound(part, found).seconds
+        most = (device(where).peak_w - running_w(part)) * float(taken[0])
+        return float(activity_joules(part, found, taken)[0]), most, part.efficiencies.power.compute
+
+    free, _, share = drawn(0)
+    joules, most, _ = drawn(instructions)
+    scaling = rows * 4096 * (4096 / 128) * instructions / (device(where).flops["fp32"] / 2)
+    assert joules == pytest.approx(min(free + share * device(where).peak_w * scaling, most), rel=1e-6)
+    assert joules > free
+
+
+@pytest.mark.parametrize("where", [A100, H100])
+@pytest.mark.parametrize(
+    "technique", ["w4a4", "w4a8", {"w4a8": {"folded": False}}, "w2a8kv4", {"low-bit-weights": {"number": "uint2"}}]
+)
+def test_steps_draw_power_for_what_general_cores_do(where: str, technique: Any) -> None:
+    name = technique if isinstance(technique, str) else next(iter(technique))
+    given_ = {} if isinstance(technique, str) else technique[name]
+    idle = {"instructions": 0} if name == "low-bit-weights" else dict.fromkeys(
+        ("dequantisation", "conversion", "cache_reading"), 0
+    )  # fmt: skip
+    free, busy = (engine_of(where, {name: given_ | more}) for more in (idle, {}))
+    part = part_of(where, technique)
+    for n in (1, 64, 2048):
+        joules, seconds_ = busy.table.energy.linear[n], busy.table.time.linear[n]
+        assert joules > free.table.energy.linear[n] or name != "w4a4"  # a full device draws its peak, whatever it does
+        assert joules >= free.table.energy.linear[n] * (1 - 1e-9)
+        assert running_w(part) <= joules / seconds_ <= device(where).peak_w * (1 + 1e-9)
+
+
+def test_scaling_slows_with_the_clock() -> None:
+    """Where a cap halves the clock, what general cores do takes twice as long, and the device draws the cap."""
+    use = {"w4a4": {"four": 1.0}}
+
+    def product_of(cap: str | None) -> Any:
+        part = part_of(A100, use, **({"power_cap": cap} if cap else {}))
+        kernel = Kernel("x", 4096, 4096, 4096**2, False)
+        (found,) = edited(part, [product(part, kernel, 1, np.array([4096.0]), "x")], use)
+        return held_to_cap(part, found)
+
+    fast, slow = product_of(None), product_of("250 W")
+    clock = float(np.ravel(fast.compute)[0] / np.ravel(slow.compute)[0])
+    assert 0.15 < clock < 0.9
+    assert float(np.ravel(slow.cores)[0]) == pytest.approx(float(np.ravel(fast.cores)[0]) / clock)
+    assert float(slow.seconds[0]) > float(fast.seconds[0])
 
 
 def test_a_group_is_no_longer_than_the_inputs() -> None:

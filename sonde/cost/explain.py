@@ -148,7 +148,8 @@ def _cause(operator: Operator, spent: Bound) -> str:
         return "engine"
     if operator.kind == "collective":
         return "links"
-    compute, memory, other = (float(np.ravel(part)[0]) for part in spent[:3])
+    compute, memory, other, cores = (float(np.ravel(part)[0]) for part in (*spent[:3], spent.cores))
+    compute, other = compute + cores, other - cores
     if other > max(compute, memory):
         return "starts"
     return "compute" if compute > memory else "memory"

@@ -6,7 +6,8 @@ never more than its peak. Under a cap its clock falls to a share c until what it
 
     idle + (static - idle)·c^v + (E_chip·c^(v-1) + E_rest)/seconds(c) <= cap
 
-where arithmetic takes 1/c times as long, and memory, links and the starts of kernels as long as before. Power that
+where arithmetic takes 1/c times as long, and memory, links and the starts of kernels as long as before. What general
+cores execute beside a product (widening and scaling narrow numbers) counts as arithmetic at their peak. Power that
 follows the clock to the power v = 3 is dynamic power of CMOS with a voltage that follows the clock. Where the slowest
 clock draws too much still, work pauses in between. The device is taken to hold every operator to its cap.
 """
@@ -53,7 +54,8 @@ def held(shard: Shard, operator: Operator) -> Bound:
 
 
 def _slowed(took: Bound, clock: Floats, pause: Floats) -> Bound:
-    return took._replace(compute=took.compute / clock, other=took.other + pause)
+    cores = took.cores / clock
+    return took._replace(compute=took.compute / clock, other=took.other + (cores - took.cores) + pause, cores=cores)
 
 
 def activity_joules(shard: Shard, operator: Operator, seconds: Floats) -> Floats:
@@ -78,7 +80,7 @@ def _full(shard: Shard, operator: Operator) -> tuple[Floats | float, Floats | fl
     """Return the seconds of one layer's work at the peaks of arithmetic, memory and links, each by its share."""
     device, shares = shard.device, shard.efficiencies.power
     return (
-        shares.compute * operator.flops / device.flops.get(operator.precision, 1.0),
+        shares.compute * (operator.flops / device.flops.get(operator.precision, 1.0) + operator.cores_s),
         shares.memory * operator.bytes / device.memory[0].bandwidth,
         shares.network * operator.sent / device.node.bandwidth,
     )
@@ -104,7 +106,9 @@ def _throttled(shard: Shard, took: Bound, joules: Floats, on_chip: Floats) -> tu
 
     def at(clock: Floats) -> tuple[Floats, Floats]:
         """Return seconds, and joules above those of an idle device."""
-        seconds = together(took.compute / clock, took.memory, took.blend) + took.other
+        seconds = (
+            together(took.compute / clock, took.memory, took.blend) + took.other + took.cores * (1.0 / clock - 1.0)
+        )
         return seconds, static * clock**power.voltage * seconds + chip * clock ** (power.voltage - 1.0) + rest
 
     fast = np.ones(joules.shape)

@@ -31,6 +31,8 @@ class Operator(NamedTuple):
     rows     rows of the matrix product, of `columns` each
     cast     bytes moved to quantise its activations, or to deal them out to experts and gather them
     sent     bytes that one device sends;  link_s: seconds on the links;  host_s: seconds of the engine
+    cores_s  seconds of general cores at their peak (widening and scaling numbers), whether or not anything waits
+    waited_s of these, the seconds that the kernel takes longer for them
     launches kernels in one layer
     """
 
@@ -48,18 +50,22 @@ class Operator(NamedTuple):
     curve: str = ""
     columns: float = math.inf
     cast: Floats | float = 0.0
+    cores_s: Floats | float = 0.0
+    waited_s: Floats | float = 0.0
 
 
 class Bound(NamedTuple):
     """Seconds of an operator (all layers) by what it waits for: compute, memory, and kernel starts and links.
 
     blend   power p of (compute^p + memory^p)^(1/p); 0: the longer of the two
+    cores   the part of `other` in which general cores compute
     """
 
     compute: Floats
     memory: Floats
     other: Floats
     blend: float = 0.0
+    cores: Floats | float = 0.0
 
     @property
     def seconds(self) -> Floats:
@@ -112,11 +118,11 @@ def bound(shard: Shard, operator: Operator) -> Bound:
     compute = layers * busy(curve, work, operator.rows, operator.columns)
     moved = np.asarray(operator.bytes / bandwidth, dtype=np.float64)
     memory = layers * moving(curve, moved, operator.columns)
-    rest = operator.link_s + operator.host_s
+    rest = operator.link_s + operator.host_s + operator.waited_s
     if operator.kind != "collective":
         rest = rest + curve.overhead_s * operator.launches
         if curve.row_s:
             rest = rest + curve.row_s * operator.rows
         if not isinstance(operator.cast, float) or operator.cast:
             rest = rest + operator.cast / (bandwidth * curve.cast)
-    return Bound(compute, memory, np.asarray(layers * rest, dtype=np.float64), curve.blend)
+    return Bound(compute, memory, np.asarray(layers * rest, dtype=np.float64), curve.blend, layers * operator.waited_s)

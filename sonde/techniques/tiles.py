@@ -7,6 +7,8 @@ counts a multiplication and an addition):
   tile before, so a kernel takes the longest of the three.
 - **in line**: scaling the integer sums of a group, after it is multiplied. The sums are the product's own
   registers, so the next group waits.
+
+Both draw power as arithmetic at the peak of these cores does (`sonde.cost.power`).
 """
 
 from __future__ import annotations
@@ -87,11 +89,11 @@ def weights_of(operator: Operator) -> Floats:
 
 
 def hidden(part: Shard, operator: Operator, seconds: Floats | float) -> Operator:
-    """Return the operator with `seconds` (one layer) of work that runs beside its loads and its arithmetic."""
+    """Return the operator with `seconds` (one layer) of general cores, beside its loads and its arithmetic."""
     layers = operator.layers * part.efficiencies.factor(operator.kind)
     spent = bound(part, operator)
     waited = np.maximum(seconds - together(spent.compute, spent.memory, spent.blend) / layers, 0.0)
-    return operator._replace(host_s=operator.host_s + waited)
+    return operator._replace(waited_s=operator.waited_s + waited, cores_s=operator.cores_s + seconds)
 
 
 def widened(
@@ -123,7 +125,8 @@ def in_tiles(part: Shard, operator: Operator, tiles: Tiles, rate: float) -> Oper
     sums = _results(part, operator)
     if not tiles.folded:  # results by groups; a group is no longer than the inputs
         sums = np.maximum(sums, operator.flops / (2.0 * tiles.group))
-    return found._replace(host_s=found.host_s + sums * tiles.dequantisation / rate)
+    scaling = sums * tiles.dequantisation / rate
+    return found._replace(waited_s=found.waited_s + scaling, cores_s=found.cores_s + scaling)
 
 
 def _results(part: Shard, operator: Operator) -> Floats:
