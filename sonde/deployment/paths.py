@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sonde.deployment.network import Migration
 from sonde.deployment.node import repeated
-from sonde.deployment.tree import Deployment, Migration
+from sonde.deployment.tree import Deployment
 from sonde.errors import InputError, unknown
 from sonde.units import show
 

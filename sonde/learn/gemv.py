@@ -15,28 +15,19 @@ from numba import njit
 from numpy.typing import NDArray
 
 from sonde.learn.numbers import packed
+from sonde.learn.packing import Tiles
 
 LANES, GROUP = 128, 128
 TILE = 8 * LANES
 SIDE = 2048  # of the square matrix that is timed
 
 
-class Dealt(NamedTuple):
-    """A matrix of [outputs, inputs] in signed integers of `bits`.
+class Dealt(Tiles):
+    """Tiles for `product`, in signed integers of 1 to 8 bits.
 
     codes    u1 [tiles, inputs/4, bits, 4, LANES]: bit by bit, the outputs l, LANES + l, ... of lane l; read in order
     scales   f4 [tiles, inputs/GROUP, TILE]
     """
-
-    codes: NDArray[np.uint8]
-    scales: NDArray[np.float32]
-    bits: int
-    outputs: int
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes that the matrix takes."""
-        return self.codes.nbytes + self.scales.nbytes
 
 
 class Timed(NamedTuple):

@@ -15,12 +15,8 @@ from numpy.typing import NDArray
 GROUP, TILE = 32, 128
 
 
-class Packed(NamedTuple):
-    """A matrix of [outputs, inputs] in `bits` (8 or 4).
-
-    codes     u1 [tiles, inputs, TILE·bits/8]; of 4 bits, outputs j and j + TILE/2 of a tile share a byte
-    scales    f4 [tiles, inputs/GROUP, TILE]
-    """
+class Tiles(NamedTuple):
+    """A matrix of [outputs, inputs] in `bits`: codes, and scales of their groups, cut into whole tiles of outputs."""
 
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
@@ -31,6 +27,14 @@ class Packed(NamedTuple):
     def nbytes(self) -> int:
         """Return the bytes that the matrix takes."""
         return self.codes.nbytes + self.scales.nbytes
+
+
+class Packed(Tiles):
+    """Tiles for `product`, in 8 or 4 bits.
+
+    codes     u1 [tiles, inputs, TILE·bits/8]; of 4 bits, outputs j and j + TILE/2 of a tile share a byte
+    scales    f4 [tiles, inputs/GROUP, TILE]
+    """
 
 
 def bytes_per_weight(bits: int) -> float:

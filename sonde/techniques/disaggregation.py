@@ -8,9 +8,9 @@ from pydantic import Field
 
 from sonde.catalogue.device import Link as Wire
 from sonde.catalogue.devices import device
-from sonde.deployment.network import Bandwidth, Seconds
+from sonde.deployment.network import Bandwidth, Link, Path, Seconds
 from sonde.deployment.node import Choice, Line
-from sonde.deployment.tree import Deployment, Link, Path, Pool, Replica, Site
+from sonde.deployment.tree import Deployment, Pool, Replica, Site
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 

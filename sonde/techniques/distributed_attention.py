@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sonde.deployment.network import Bandwidth, Bytes, Seconds
-from sonde.deployment.tree import Deployment, Lending, Link
+from sonde.deployment.network import Bandwidth, Bytes, Lending, Link, Seconds
+from sonde.deployment.tree import Deployment
 from sonde.techniques.technique import Parameters, Technique
 
 

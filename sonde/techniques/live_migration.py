@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from sonde.deployment.network import Bandwidth, Bytes, Seconds
+from sonde.deployment.network import Bandwidth, Bytes, Link, Migration, Seconds
 from sonde.deployment.node import quantity
-from sonde.deployment.tree import Deployment, Link, Migration, Routing
+from sonde.deployment.tree import Deployment, Routing
 from sonde.techniques.technique import Parameters, Technique
 
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sonde.deployment.network import Bandwidth, Bytes, Room, Seconds, Tier
-from sonde.deployment.tree import Cache, Deployment, Link, Routing
+from sonde.deployment.network import Bandwidth, Bytes, Cache, Link, Room, Seconds, Tier
+from sonde.deployment.tree import Deployment, Routing
 from sonde.errors import InputError
 from sonde.techniques.technique import Parameters, Technique
 
