@@ -342,6 +342,15 @@ def test_guesses_that_are_never_right_only_cost():
     assert module.memory.block_bytes / plain.memory.block_bytes == pytest.approx(62 / 61, rel=1e-3)
 
 
+def test_a_model_without_a_layer_that_guesses_needs_one_that_was_trained():
+    dense, use = Replica(model="llama-3.1-8b", device="h100-sxm"), "multi-token-prediction"
+    with pytest.raises(InputError, match="speculative-decoding with a draft") as caught:
+        engine(dense, use)
+    assert (caught.value.path, caught.value.value) == ("techniques.multi-token-prediction", "llama-3.1-8b")
+    trained = engine(dense, {use: {"trained": True}})
+    assert decode_s(trained, 64) < decode_s(engine(dense), 64)
+
+
 def test_prompts_gain_nothing_from_guesses():
     plain, sure = engine(LLAMA), engine(LLAMA, {"speculative-decoding": {"acceptance": 1.0, "guesses": 3}})
     assert prompt_s(sure, 1024) == prompt_s(plain, 1024)

@@ -152,6 +152,17 @@ def test_layers_of_hybrids_add_up() -> None:
     ]  # fmt: skip
 
 
+def test_layers_that_guess_are_counted_apart() -> None:
+    """Under every name that publishers give them; nobody else has any."""
+    known = {name: model(name).guessing_layers for name in model_names()}
+    for name in ("deepseek-v3", "deepseek-v3-nvfp4", "qwen3.5-27b", "nemotron-3-super-120b-a12b", "minimax-m3"):
+        assert known[name] == 1, name
+    assert known["minimax-m2.5"] == known["step-3.7-flash"] == 3
+    for name in ("llama-3.1-8b", "qwen3-32b", "kimi-k2", "kimi-k2.5", "mixtral-8x7b", "deepseek-v2"):
+        assert known[name] == 0, name
+    assert model("deepseek-v3").layers == 61
+
+
 def test_native_weights() -> None:
     want = {"llama-3.1-8b": "bf16", "opt-13b": "fp16", "deepseek-v3": "fp8", "gpt-oss-120b": "mxfp4",
             "kimi-k2.5": "int4", "kimi-k3": "mxfp4"}  # fmt: skip

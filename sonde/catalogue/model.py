@@ -86,7 +86,11 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of the catalogue. `other_parameters` are held but not run by text (vision tower)."""
+    """A model of the catalogue. `other_parameters` are held but not run by text (vision tower).
+
+    `guessing_layers` are published beside `layers`, which they are no part of: they guess the tokens after the next
+    (multi-token prediction).
+    """
 
     name: str
     family: str
@@ -102,6 +106,7 @@ class Model:
     source: str
     date: str
     vectors: int = 0  # weights that text runs beside layers and token tables: final norm, table of positions
+    guessing_layers: int = 0
 
     @property
     def embedding_parameters(self) -> int:

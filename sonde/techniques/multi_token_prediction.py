@@ -22,16 +22,28 @@ class Module(Parameters):
 
     acceptance   share of guesses that turn out right
     guesses      how many a step, one after another
+    trained      whether you have trained such a layer, for a model that is published without one
     """
 
     acceptance: float = Field(default=0.7, ge=0, le=1)
     guesses: int = Field(default=1, ge=1, le=8)
+    trained: bool = False
 
 
 def shard(part: Shard, module: Module) -> Shard:
-    """Return the share of a device whose model is one layer deeper, and whose sequences verify what was guessed."""
+    """Return the share of a device whose model is one layer deeper, and whose sequences verify what was guessed.
+
+    Raises InputError for a model that is published without such a layer, unless one was `trained`.
+    """
     if part.queries > 1:
         raise InputError("techniques.multi-token-prediction", part.queries, "must be the only one that guesses")
+    if not (module.trained or part.model.guessing_layers):
+        raise InputError(
+            "techniques.multi-token-prediction", part.model.name,
+            "needs a model that is published with a layer for it (num_nextn_predict_layers in its config)",
+            "there is nothing that guesses: use speculative-decoding with a draft model, or say `trained: true` if you "
+            "have trained such a layer",
+        )  # fmt: skip
     return replace(part, model=deeper(part.model), queries=module.guesses + 1)
 
 

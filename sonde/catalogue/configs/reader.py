@@ -19,6 +19,8 @@ Part = TypeVar("Part", Mixer, FeedForward)
 #: what a nested text config may leave to the whole
 _INHERITED = ("tie_word_embeddings", "quantization_config", "dtype", "torch_dtype", "expert_dtype")
 _NESTED = ("text_config", "llm_config", "language_config")
+#: what publishers call the number of layers that guess further tokens
+_GUESSING = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
 MOST_LAYERS = 10_000
 
 
@@ -27,7 +29,7 @@ def read_config(
 ) -> Model:
     """Return the model that a Hugging Face config.json describes.
 
-    Multi-token-prediction layers are left out, as publishers leave them out of their counts. Raises
+    Multi-token-prediction layers are counted apart, as publishers leave them out of their counts. Raises
     InputError for an unknown architecture, a missing field, or sizes that make no model.
     """
     if not isinstance(config, Mapping):
@@ -54,6 +56,7 @@ def read_config(
         native_weights=native_weights(f),
         other_parameters=_tower(whole, hidden),
         vectors=extras,
+        guessing_layers=f.count(*_GUESSING, default=0, least=0),
         source=source,
         date=date,
     )  # fmt: skip
