@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 import yaml
-from conftest import Ended
+from conftest import ROOT, Ended
 
-from sonde.cli.technique import describe, explained
+from sonde.cli.technique import EFFECTS, describe, explained
 from sonde.deployment.load import load
 from sonde.errors import InputError, listed, unknown
 from sonde.policies import batching, caching, migration, routing
@@ -50,8 +50,8 @@ def test_the_line_to_paste_loads(name: str, sonde_cli: Callable[..., Ended]) -> 
 @pytest.mark.parametrize("name", TECHNIQUES)
 def test_a_default_is_written_as_it_would_be_given(name: str) -> None:
     """All that is shown as default, given word for word, is what holds where nothing is given."""
-    row, fields = describe(name), technique(name).parameters.model_fields
-    needed = {key: field.examples[0] for key, field in fields.items() if field.is_required()}
+    row, known = describe(name), technique(name).parameters.model_fields
+    needed = {key: field.examples[0] for key, field in known.items() if field.is_required()}
     assert [item["name"] for item in row["parameters"] if item["required"]] == list(needed)
     written = [item for item in row["parameters"] if item["default"] is not None]
     shown = {item["name"]: yaml.safe_load(item["default"]) for item in written}
@@ -91,6 +91,14 @@ def test_what_is_beyond_the_range_shown_is_refused(name: str) -> None:
             with pytest.raises(InputError) as caught:
                 chosen([{name: needed | {item["name"]: value}}])
             assert caught.value.path == f"techniques[0].{name}.{item['name']}"
+
+
+def test_every_effect_has_its_words() -> None:
+    page = (ROOT / "docs" / "techniques.md").read_text(encoding="utf-8")
+    assert list(EFFECTS) == re.findall(r"^\| `(\w+)` \|", page.partition("| effect |")[2].partition("\n\n")[0], re.M)
+    for name in TECHNIQUES:
+        found = technique(name)
+        assert describe(name)["changes"] == {key: EFFECTS[key] for key in EFFECTS if getattr(found, key) is not None}
 
 
 def test_units_are_those_of_a_user() -> None:
