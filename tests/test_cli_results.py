@@ -27,7 +27,7 @@ SCENARIO: dict[str, Any] = {
 LATENCIES = {"p50", "p90", "p99"}
 PLAN_KEYS = {
     "rank", "deployment", "devices", "usd_per_hour", "usd_per_million_tokens", "joules_per_token", "ttft_s", "tpot_s",
-    "e2e_s", "attainment",
+    "e2e_s", "attainment", "precision",
 }  # fmt: skip
 RESULT_KEYS = {"plans", "bound_usd_per_hour", "candidates", "requests_simulated", "rejected"}
 SUMMARY_KEYS = {

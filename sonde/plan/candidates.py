@@ -14,7 +14,7 @@ from sonde.cost.table import Engine
 from sonde.deployment.scenario import HardwareChoice, Scenario, SearchChoice
 from sonde.deployment.tree import Batching, Precision, Replica
 from sonde.errors import CannotError, InputError, unknown
-from sonde.plan.fleet import Candidate, Fleet, Hardware, deployment, label, price, wired
+from sonde.plan.fleet import BUDGETLESS, Candidate, Fleet, Hardware, deployment, label, price, shape, title, wired
 from sonde.plan.result import Rejection
 from sonde.plan.setting import ALONE, Setting
 from sonde.sim.network import Connected
@@ -30,8 +30,6 @@ __all__ = [
 _NEEDS = {"nvfp4": "fp4", "mxfp4": "fp4"}
 #: activations that go with weights; what is not here goes with bf16 (weights are expanded on the fly)
 _ACTIVATIONS: dict[str, Precision] = {"fp32": "fp32", "fp16": "fp16", "fp8": "fp8", "int8": "int8", "nvfp4": "nvfp4"}
-#: policies that never look at the token budget: the largest one sets the memory that their steps may need
-_BUDGETLESS = ("static", "iteration")
 _PURCHASES = ("on-demand", "spot", "owned")
 #: devices that share every layer, where the scenario leaves that open: within a node
 _TENSOR = (1, 2, 4, 8)
@@ -154,7 +152,7 @@ def _candidate(
     engine = _compile(asked, kind, replica)
     if isinstance(engine, Rejection):
         return engine
-    text = _label(kind.title, replica)
+    text = title(kind.title, replica, setting.at(stage))
     found = Candidate(kind, replica, "least-outstanding", engine, most, text, written, setting, stage)
     alone = replace(found, setting=setting.alone(stage) if stage else setting)
     if not alone.setting.wires:
@@ -164,7 +162,7 @@ def _candidate(
     except InputError as error:
         if stage == "decode" and error.path.startswith("cache"):  # it sees none
             return found
-        return Rejection(_shape(kind.title, replica), _constraint(error), str(error))
+        return Rejection(shape(kind.title, replica, setting.at(stage)), _constraint(error), str(error))
     if not isinstance(engines, Connected):
         return replace(found, lanes=engines[0][1])
     paths = engines.paths
@@ -260,7 +258,7 @@ def _activations(device: Device, weights: str) -> Precision:
 
 def _batchings(search: SearchChoice, stage: str) -> Iterator[Batching]:
     for policy in search.batching:
-        budgets = (max(search.token_budget),) if policy in _BUDGETLESS else search.token_budget
+        budgets = (max(search.token_budget),) if policy in BUDGETLESS else search.token_budget
         budgets = (min(budgets),) if stage == "decode" else budgets
         for budget, batch in product(budgets, (max(search.max_batch),) if stage == "prefill" else search.max_batch):
             yield Batching(policy=policy, token_budget=budget, max_batch=batch)
@@ -273,7 +271,7 @@ def _refuse(asked: _Asked, kind: Hardware, replica: Replica, most: int, anywhere
     """
     from sonde.cost.memory import fit
 
-    name = _shape(kind.title, replica)
+    name = shape(kind.title, replica, asked.setting.at(asked.stage))
     ranks = replica.tensor_parallel * replica.data_parallel
     if most < 1:
         return Rejection(
@@ -305,9 +303,9 @@ def _compile(asked: _Asked, kind: Hardware, replica: Replica) -> Engine | Reject
     try:
         return compiled(asked.model, kind.device, replica, techniques, usd_per_device_hour=kind.usd_per_hour)
     except CannotError as error:
-        return Rejection(_shape(kind.title, replica), "memory", str(error))
-    except InputError as error:
-        return Rejection(_shape(kind.title, replica), _constraint(error), str(error))
+        return Rejection(shape(kind.title, replica, techniques), "memory", str(error))
+    except InputError as error:  # what a technique refuses is what there was before it
+        return Rejection(shape(kind.title, replica), _constraint(error), str(error))
 
 
 def _constraint(error: InputError) -> str:
@@ -324,20 +322,3 @@ def _identity(engine: Engine) -> tuple[object, ...]:
         for part in quantity
     ]
     return (*tables, engine.table.window, *engine[1:])
-
-
-def _shape(device: str, replica: Replica) -> str:
-    names = ("tensor", "tp"), ("pipeline", "pp"), ("data", "dp"), ("expert", "ep")
-    cuts = [
-        f"{short}{value}"
-        for name, short in names
-        if (value := getattr(replica, f"{name}_parallel")) > 1 or (short == "tp" and replica.devices == 1)
-    ]
-    cache = "" if replica.kv_cache == "bf16" else f" kv-{replica.kv_cache}"
-    return f"{device} {' '.join(cuts)} {replica.weights}{cache}"
-
-
-def _label(device: str, replica: Replica) -> str:
-    batching = replica.batching
-    budget = "" if batching.policy in _BUDGETLESS else f" {batching.token_budget}"
-    return f"{_shape(device, replica)}, {batching.policy}{budget}, batch {batching.max_batch}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +12,16 @@ from sonde.catalogue.device import Device
 from sonde.cost.table import Engine
 from sonde.deployment.tree import Deployment, Pool, Replica, Routing, Site
 from sonde.plan.setting import ALONE, Setting
+from sonde.techniques.held import precision
+from sonde.techniques.technique import Chosen
 
 if TYPE_CHECKING:
     from sonde.sim.network import Connected
     from sonde.sim.world import Fleet as Engines
 
 _NO_LIMIT = 1 << 60  # bytes
+#: policies that never look at the token budget: the largest one sets the memory that their steps may need
+BUDGETLESS = ("static", "iteration")
 
 
 class Hardware(NamedTuple):
@@ -126,6 +131,24 @@ def label(fleet: Fleet) -> str:
         f"{replicas} × {candidate.label}{f' ({candidate.stage})' if candidate.stage else ''}"
         for candidate, replicas in fleet
     )
+
+
+def shape(device: str, replica: Replica, techniques: Sequence[Chosen] = ()) -> str:
+    """Return a replica's devices and what it holds under techniques, such as "h100-sxm tp2 w4a8 kv-fp8"."""
+    names = ("tensor", "tp"), ("pipeline", "pp"), ("data", "dp"), ("expert", "ep")
+    cuts = [
+        f"{short}{value}"
+        for name, short in names
+        if (value := getattr(replica, f"{name}_parallel")) > 1 or (short == "tp" and replica.devices == 1)
+    ]
+    return f"{device} {' '.join(cuts)} {precision(replica, techniques).short}"
+
+
+def title(device: str, replica: Replica, techniques: Sequence[Chosen] = ()) -> str:
+    """Return a replica's shape and how it forms batches, such as "h100-sxm tp1 fp8, chunked 2048, batch 64"."""
+    batching = replica.batching
+    budget = "" if batching.policy in BUDGETLESS else f" {batching.token_budget}"
+    return f"{shape(device, replica, techniques)}, {batching.policy}{budget}, batch {batching.max_batch}"
 
 
 def price(fleet: Fleet) -> float:

@@ -13,6 +13,7 @@ from sonde.deployment.scenario import Scenario
 from sonde.deployment.tree import Deployment
 from sonde.errors import library
 from sonde.metrics import Metric, Objective, Outcome
+from sonde.techniques.held import precisions
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -84,6 +85,7 @@ class Plan:
             "label": self.label,
             "frontier": self.frontier,
             "deployment": self.deployment.model_dump(mode="json"),
+            "precision": precisions(self.deployment),
             "devices": self.devices,
             "usd_per_hour": self.usd_per_hour,
             "usd_per_hour_by_part": dict(self.usd_by_part),

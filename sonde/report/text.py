@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sonde.deployment.tree import Deployment
 from sonde.metrics import QUANTILES, Metric, Objective, Outcome, quantile_name
+from sonde.plan.fleet import title
 from sonde.plan.result import Plan, PlanResult, Rejection
+from sonde.techniques.compose import chosen
 from sonde.units import show
 
 if TYPE_CHECKING:
@@ -245,15 +247,16 @@ def bars(
 
 
 def describe(deployment: Deployment) -> str:
-    """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 256"."""
-    words = []
-    for pool in deployment.pools:
-        replica = pool.replica
-        pipeline = f" pp{replica.pipeline_parallel}" if replica.pipeline_parallel > 1 else ""
-        words.append(
-            f"{pool.replicas} × {replica.device} tp{replica.tensor_parallel}{pipeline} {replica.weights}, "
-            f"{replica.batching.policy} {replica.batching.token_budget}, batch {replica.batching.max_batch}"
-        )
+    """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 256".
+
+    Precisions are those that its techniques hold numbers in, whether it is as `arranged` or as written before.
+    """
+    techniques = chosen(deployment.techniques)
+    words = [
+        f"{pool.replicas} × "
+        + title(pool.replica.device, pool.replica, [one for one in techniques if one.at(pool.name)])
+        for pool in deployment.pools
+    ]
     return " + ".join(words)
 
 

@@ -14,6 +14,8 @@ from sonde.deployment.tree import Deployment
 from sonde.metrics import METRICS, QUANTILES, Metric, Objective, Outcome
 from sonde.plan.result import Plan, PlanResult
 from sonde.report import figures, text
+from sonde.techniques.compose import arranged
+from sonde.techniques.held import changes
 from sonde.units import show
 
 View = dict[str, Any]
@@ -29,10 +31,15 @@ HOURS_PER_MONTH = 730
 def as_yaml(tree: Deployment | Scenario) -> str:
     """Return a deployment in full, or a scenario as it was asked, as YAML that `load` reads back.
 
-    A deployment is written with what is as by default too: whoever copies it should see what it will do.
+    A deployment is written with what is as by default too: whoever copies it should see what it will do. What its
+    techniques change in it is said in comments, for it is kept as it was before them.
     """
     whole = isinstance(tree, Deployment)
-    return write(tree.model_dump(mode="json", exclude_none=True, exclude_defaults=not whole))
+    changed = changes(tree) if isinstance(tree, Deployment) else []
+    head = ["# as written before its techniques, which make of it:"] if changed else []
+    return "".join(f"{line}\n" for line in (*head, *(f"#   {text}" for text in changed))) + write(
+        tree.model_dump(mode="json", exclude_none=True, exclude_defaults=not whole)
+    )
 
 
 def _unplaced(scenario: Scenario) -> Scenario:
@@ -89,7 +96,7 @@ def outcome_view(outcome: Outcome, deployment: Deployment, objectives: Sequence[
     summary = outcome.summary(tuple(objectives))
     sure = text.intervals(outcome, objectives)
     bars = text.bars(objectives, outcome, summary, sure)
-    label = text.describe(deployment)
+    label = text.describe(arranged(deployment))
     n, span = outcome.requests.n, text.figure(summary, "span_s")
     return {
         "kind": "outcome",

@@ -12,7 +12,7 @@ from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard, arithmetic, operands
 from sonde.deployment.node import Line, refuse
 from sonde.errors import InputError
-from sonde.techniques.technique import Parameters, Technique
+from sonde.techniques.technique import Holds, Parameters, Technique
 from sonde.techniques.tiles import bytes_of, instructions_per_s, on_products, widened
 
 _NUMBER = re.compile(r"^(?:(?P<whole>u?int)(?P<bits>[1-8])|float(?P<width>[3-8])_e(?P<e>[1-7])m(?P<m>[0-6]))$")
@@ -94,4 +94,5 @@ TECHNIQUE = Technique(
     cannot={"w4a4": _TWICE, "w4a8": _TWICE, "w2a8kv4": _TWICE},
     shard=shard,
     operators=operators,
+    holds=lambda weights: Holds(weights.number, weights.number),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard
@@ -22,6 +22,15 @@ class Parameters(Choice):
     pools: tuple[Line, ...] = ()
 
 
+class Holds(NamedTuple):
+    """What a technique says numbers are held in ("": as the replica says), and how its products are called: "w4a8"."""
+
+    products: str
+    weights: str
+    activations: str = ""
+    kv_cache: str = ""
+
+
 P = TypeVar("P", bound=Parameters)
 
 
@@ -37,6 +46,7 @@ class Technique(Generic[P]):
     shard       what one device of a replica holds and computes in: (shard, parameters) -> shard
     operators   the operators of a step, one list of them at a time: (shard, operators, parameters) -> operators
     engine      the step table, memory and limits of the compiled engine: (engine, shard, parameters) -> engine
+    holds       what it says numbers are held in, for people who read of it: (parameters) -> Holds
 
     An effect raises InputError where the technique makes no sense with what it is given.
     """
@@ -50,6 +60,12 @@ class Technique(Generic[P]):
     shard: Callable[[Shard, P], Shard] | None = None
     operators: Callable[[Shard, list[Operator], P], list[Operator]] | None = None
     engine: Callable[[Engine, Shard, P], Engine] | None = None
+    holds: Callable[[P], Holds] | None = None
+
+    @property
+    def within(self) -> bool:
+        """Return whether it changes replicas, and not only what lies between them."""
+        return any((self.replica, self.shard, self.operators, self.engine))
 
 
 @dataclass(frozen=True)

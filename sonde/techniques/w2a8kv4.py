@@ -9,7 +9,7 @@ from pydantic import Field
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard
 from sonde.techniques.technique import Technique
-from sonde.techniques.w4a8 import Integers, multiplied, narrow, tiles_of
+from sonde.techniques.w4a8 import Integers, held_as, multiplied, narrow, tiles_of
 
 
 class Narrow(Integers):
@@ -40,4 +40,5 @@ TECHNIQUE = Technique(
     parameters=Narrow,
     shard=shard,
     operators=operators,
+    holds=lambda narrowed: held_as("w2a8", "int2", "int8", narrowed),
 )

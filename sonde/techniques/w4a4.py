@@ -10,8 +10,8 @@ from pydantic import Field
 
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard
-from sonde.techniques.technique import Technique
-from sonde.techniques.w4a8 import Integers, multiplied, narrow, tiles_of
+from sonde.techniques.technique import Holds, Technique
+from sonde.techniques.w4a8 import Integers, held_as, multiplied, narrow, tiles_of
 
 
 class Mixed(Integers):
@@ -34,6 +34,12 @@ def operators(part: Shard, found: list[Operator], mixed: Mixed) -> list[Operator
     return multiplied(part, found, tiles_of(mixed, mixed.four), mixed, "w4a4")
 
 
+def holds(mixed: Mixed) -> Holds:
+    """Return what numbers are held in: activations of both widths, unless all groups are in one."""
+    activations = "int4" if mixed.four == 1 else "int8" if mixed.four == 0 else "int4, int8"
+    return held_as("w4a8" if mixed.four == 0 else "w4a4", "int4", activations, mixed)
+
+
 TECHNIQUE = Technique(
     title="weights and most activations in 4 bits, groups with outliers in 8, caches in 4",
     source="Liu et al., COMET, 2024, arXiv 2410.12168; its limit: Guo et al., APEX4, 2026, arXiv 2606.08761",
@@ -41,4 +47,5 @@ TECHNIQUE = Technique(
     cannot={"w2a8kv4": "both say what weights are held in"},
     shard=shard,
     operators=operators,
+    holds=holds,
 )

@@ -10,7 +10,7 @@ from pydantic import Field
 from sonde.cost.roofline import Operator
 from sonde.cost.shard import Shard
 from sonde.errors import InputError
-from sonde.techniques.technique import Parameters, Technique
+from sonde.techniques.technique import Holds, Parameters, Technique
 from sonde.techniques.tiles import (
     DEQUANTISATION,
     ZERO_BYTES,
@@ -74,6 +74,11 @@ def multiplied(part: Shard, found: list[Operator], tiles: Tiles, integers: Integ
     return [cache_widened(part, one, integers.cache_reading, rate) for one in done]
 
 
+def held_as(products: str, weights: str, activations: str, integers: Integers) -> Holds:
+    """Return what numbers are held in, caches as `integers` says."""
+    return Holds(products, weights, activations, f"int{integers.cache_bits}" if integers.cache_bits < 16 else "")
+
+
 def tiles_of(integers: Integers, four: float, packing: float = 1.0) -> Tiles:
     """Return the tiles of a product with a share `four` of its groups in 4 bits."""
     return Tiles(four, integers.group, integers.dequantisation, integers.conversion, packing)
@@ -110,4 +115,5 @@ TECHNIQUE = Technique(
     cannot={"w4a4": "w4a4 with a share below 1 has W4A8 groups beside its own", "w2a8kv4": _TWICE},
     shard=shard,
     operators=operators,
+    holds=lambda folded: held_as("w4a8", "int4", "int8", folded),
 )
