@@ -18,6 +18,7 @@ import sonde
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
 from sonde.cli.simulate import simulate
+from sonde.cost.compile import compile_replica
 from sonde.cost.table import Engine
 from sonde.deployment.load import load_scenario
 from sonde.deployment.tree import Pool, Replica
@@ -30,6 +31,7 @@ from sonde.plan.explain import holds
 from sonde.plan.fleet import Candidate, Hardware
 from sonde.plan.prune import impossible
 from sonde.plan.setting import settings as settings_of
+from sonde.plan.transfer import least_transfer
 from sonde.plan.work import work
 from sonde.sim.engine import run
 from sonde.sim.network import CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
@@ -229,6 +231,46 @@ def test_a_transfer_can_be_an_objective_where_caches_travel() -> None:
     slow = {"disaggregation": {"bandwidth": "1 GB/s"}}
     late = sonde.plan({**SCENARIO, "objectives": goals, "techniques": [slow]}, top=1)
     assert not late.plans  # a prompt of 1,000 tokens is 131 MB of cache: 131 ms at 1 GB/s
+    assert {item.constraint for item in late.rejected} == {"transfer"}
+    assert "p90 transfer at least " in late.best_failing
+
+
+def test_where_transfers_must_be_short_larger_replicas_are_found_than_phases_alone_would_take() -> None:
+    """A replica of one device sends too slowly, and decodes in steps for which caches wait too long."""
+
+    def asked(limit: str) -> sonde.PlanResult:
+        scenario = {
+            "model": "llama-3.1-70b", "workload": {"profile": "azure-conv-2023", "rate": "4/s", "requests": 300},
+            "objectives": {"ttft": {"p90": "2 s"}, "tpot": {"p90": "100 ms"}, "transfer": {"p90": limit}},
+            "hardware": [{"device": "h100-sxm", "max": 16}], "techniques": ["disaggregation"],
+            "search": {"token_budget": [512], "max_batch": [64]},
+        }  # fmt: skip
+        return sonde.plan(scenario, top=1)
+
+    def devices(result: sonde.PlanResult) -> list[int]:
+        return [pool.replica.devices for pool in result.plans[0].deployment.pools]
+
+    easy, hard, none = asked("100 ms"), asked("12 ms"), asked("2 ms")
+    assert devices(easy)[0] == 1
+    assert min(devices(hard)) > 1
+    for result in (easy, hard):
+        assert holds(sonde.simulate(result.plans[0].deployment, result.requests), result.objectives)
+    assert not none.plans
+    assert "p90 transfer" in none.best_failing
+    assert "against 2 ms" in none.best_failing
+
+
+@pytest.mark.parametrize("layer_wise", [False, True])
+def test_no_cache_lands_sooner_than_over_an_empty_link(layer_wise: bool) -> None:
+    uses = [{"disaggregation": {"layer_wise": layer_wise, "bandwidth": "10 GB/s"}}]
+    result = sonde.plan({**SCENARIO, "techniques": uses}, top=1)
+    plan = next(plan for plan in result.plans if plan.deployment.path is not None)
+    one = plan.deployment.pools[0].replica
+    engine = compile_replica(model(one.model), device(one.device), one)
+    layers = model(one.model).layers if layer_wise else 1
+    for quantile in (0.1, 0.5, 0.9, 0.99):
+        least = least_transfer(result.requests, engine, plan.deployment.links["hand-over"], layers, quantile)
+        assert 0 < least <= plan.outcome.quantile("transfer", quantile) * (1 + 1e-9)
 
 
 def test_what_makes_no_sense_ends_before_anything_runs() -> None:

@@ -31,6 +31,8 @@ _DOUBLINGS = 24
 _NEAR = 3  # placements of a pair of replicas that `goodput` tries
 #: so many numbers of prefill replicas in a row bring nothing before the walk ends
 _PATIENCE = 2
+#: metrics that computing prompts answers for, and decoding
+PROMPTS, DECODING = ("ttft", "e2e"), ("tpot", "itl", "e2e", "transfer")
 _AT_ONCE = LinkSpec(1e30)
 
 
@@ -122,20 +124,25 @@ def prefills(requests: Requests, goal: Goal, options: Sequence[Option]) -> list[
 
     TTFT must hold as the goal says, and end to end, as far as the first token goes.
     """
-    asked = requests._replace(output_tokens=np.ones_like(requests.output_tokens))
-    wanted = goal.of("ttft", "e2e")
-    return _phases(asked, wanted, options, lambda engine: [(engine, 1)])
+    return _phases(_prompts(requests), goal.of(*PROMPTS), options, lambda engine: [(engine, 1)])
 
 
 def decodes(requests: Requests, goal: Goal, options: Sequence[Option]) -> list[Phase]:
     """Return the options that can decode in time, with the most requests/s of one replica.
 
     TPOT, gaps and end to end must hold as the goal says. A request waits for memory and a place in the batch where
-    its prompt was computed, after its first token.
+    its prompt was computed, after its first token; so must transfers, of which the wait for a step's end is left.
     """
-    wanted = goal.of("tpot", "itl", "e2e")
-    paths = Paths(prefill=1, hand_over=_AT_ONCE)
-    return _phases(requests, wanted, options, lambda engine: Connected(((_source(), 1), (engine, 1)), paths))
+    wanted = goal.of(*DECODING)
+    return _phases(requests, wanted, options, _fed)
+
+
+def unhurried(requests: Requests, goal: Goal, engine: Engine, *, prompts: bool) -> tuple[Outcome, Goal]:
+    """Return what happens where one replica has a phase to itself and requests come one at a time; the phase's goal."""
+    if prompts:
+        slow = _at(_prompts(requests), rate_of(requests) / 2**_DOUBLINGS)
+        return run(slow, [(engine, 1)], routing="least-tokens"), goal.of(*PROMPTS)
+    return run(_at(requests, rate_of(requests) / 2**_DOUBLINGS), _fed(engine)), goal.of(*DECODING)
 
 
 def split(
@@ -281,6 +288,16 @@ def _phases(
             found.append(Phase(option, rate))
             guess = rate
     return found
+
+
+def _prompts(requests: Requests) -> Requests:
+    """Return the same prompts, each answered by one token."""
+    return requests._replace(output_tokens=np.ones_like(requests.output_tokens))
+
+
+def _fed(engine: Engine) -> Connected:
+    """Return a replica whose prompts cost nothing, and whose caches come at once."""
+    return Connected(((_source(), 1), (engine, 1)), Paths(prefill=1, hand_over=_AT_ONCE))
 
 
 @cache

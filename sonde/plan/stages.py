@@ -16,20 +16,33 @@ from typing import NamedTuple
 from sonde.catalogue.model import Model
 from sonde.deployment.scenario import Scenario
 from sonde.errors import InputError
-from sonde.metrics import Outcome
+from sonde.metrics import Objective, Outcome
 from sonde.plan.bounds import stage_needed
 from sonde.plan.candidates import Candidates, enumerate_candidates
-from sonde.plan.disaggregate import WIDTH, Goal, Option, Phase, decodes, fewest_of_both, prefills, rate_of
-from sonde.plan.explain import holds
+from sonde.plan.disaggregate import (
+    WIDTH,
+    Goal,
+    Option,
+    Phase,
+    decodes,
+    fewest_of_both,
+    prefills,
+    rate_of,
+    unhurried,
+)  # fmt: skip
+from sonde.plan.explain import Failure, explain, holds
 from sonde.plan.fleet import Candidate, Fleet, label
 from sonde.plan.result import Rejection
 from sonde.plan.search import fewest
 from sonde.plan.setting import STAGES, Setting
 from sonde.plan.sweep import Sweep
+from sonde.plan.transfer import too_slow
 from sonde.policies import batching
 
 _PAIRS = 6  # of replicas for prompts and for answers whose numbers are looked for
+_PAIRS_SENT = 24  # the same, as long as nothing holds, where transfers have an objective: phases alone know no link
 _SLACK = 1.5  # a replica is not rated whose least price alone is so many times that of the best
+_SLACK_SENT = 8.0  # the same where transfers have an objective: more devices in a replica send and decode faster
 _CENT = 1e-6  # dollars per device-hour of devices that cost nothing: fewer are still better
 
 
@@ -74,18 +87,23 @@ def split_fleets(
     tell = tell or _silent
     before = len(sweep.found)
     try:
+        choice = Staged(
+            *(_sent_in_time(sweep, stage, some, setting) for stage, some in zip(STAGES, choice, strict=True))
+        )
         rated = [_rated(sweep, stage, some, tell) for stage, some in zip(STAGES, choice, strict=True)]
         rate = rate_of(sweep.trace)
-        pairs = list(_pairs(rated[0], rated[1], rate))
+        pairs = list(_pairs(sweep, rated, setting, rate))
         for k, pair in enumerate(pairs):
+            if k >= _PAIRS and len(sweep.found) > before:
+                break
             tell(k, len(pairs), "fleets whose prompts and answers are apart")
             _search(sweep, pair, setting, rate)
     except KeyboardInterrupt:
         return True
     if len(sweep.found) == before:
-        reason = "no numbers of these replicas hold" if pairs else "no replica holds the objectives of its stage alone"
-        named = f"{pairs[0][0].candidate.label} (prefill) + {pairs[0][1].candidate.label} (decode)" if pairs else "any"
-        sweep.rejected.append(Rejection(f"split: {named}", "disaggregation", reason))
+        for stage, some, able in zip(STAGES, choice, rated, strict=True):
+            if some.kept and not able:
+                _none_alone(sweep, stage, some.kept)
     return False
 
 
@@ -132,10 +150,11 @@ def _rated(sweep: Sweep, stage: str, some: Candidates, tell: Callable[[int, int,
     goal, rate = Goal(sweep.objectives), rate_of(sweep.trace)
     phases = prefills if stage == "prefill" else decodes
     order = sorted(_floors(sweep, stage, some.kept), key=lambda item: (item[1] * _dollars(item[0]), item[0].label))
+    slack = _SLACK if _travelling(sweep) is None else _SLACK_SENT
     best, found, threads = math.inf, list[_Rated](), os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         for first in range(0, len(order), threads):
-            part = [one for one, low in order[first : first + threads] if low * _dollars(one) <= _SLACK * best]
+            part = [one for one, low in order[first : first + threads] if low * _dollars(one) <= slack * best]
             if not part:
                 break
             tell(first, len(order), f"replicas for {stage} alone")
@@ -145,18 +164,62 @@ def _rated(sweep: Sweep, stage: str, some: Candidates, tell: Callable[[int, int,
     return found
 
 
-def _pairs(prompts: Sequence[_Rated], answers: Sequence[_Rated], rate: float) -> Iterator[tuple[_Rated, _Rated]]:
-    """Yield pairs that hold the same model and cache, the cheapest first: of the best `WIDTH` of either stage."""
+def _none_alone(sweep: Sweep, stage: str, kept: Sequence[Candidate]) -> None:
+    """Say why no replica can do a stage: of each kind of replica the one nearest to its objectives, unhurried."""
+    goal, kinds = Goal(sweep.objectives), dict[object, list[tuple[float, str, Failure]]]()
+    for one in kept:
+        outcome, wanted = unhurried(sweep.trace, goal, one.engine, prompts=stage == "prefill")
+        failure = explain(outcome, wanted.objectives, one.engine)
+        if failure is not None:
+            kinds.setdefault(one.family, []).append((failure.ratio, one.label, failure))
+    for some in kinds.values():
+        _, name, failure = min(some, key=lambda item: item[:2])
+        sweep.reject(f"{name} ({stage}, on its own)", failure)
+
+
+def _travelling(sweep: Sweep) -> Objective | None:
+    return next((goal for goal in sweep.objectives if goal.metric == "transfer"), None)
+
+
+def _sent_in_time(sweep: Sweep, stage: str, some: Candidates, setting: Setting) -> Candidates:
+    """Return the candidates whose own devices could send, or take, caches as fast as an objective wants it."""
+    kept, goal = list[Candidate](), _travelling(sweep)
+    for one in some.kept:
+        failure = too_slow(sweep.trace, goal, one, one, setting.split) if setting.split else None
+        if failure is None:
+            kept.append(one)
+        else:
+            sweep.reject(f"{one.label} ({stage})", failure)
+    return some._replace(kept=tuple(kept))
+
+
+def _pairs(
+    sweep: Sweep, rated: Sequence[Sequence[_Rated]], setting: Setting, rate: float
+) -> Iterator[tuple[_Rated, _Rated]]:
+    """Yield pairs that hold the same model and cache, the cheapest first: of the best `WIDTH` of either stage.
+
+    Where transfers have an objective, of all that could send caches in time, the cheapest of each two kinds.
+    """
+    goal = _travelling(sweep)
     groups: dict[tuple[str, str], tuple[list[_Rated], list[_Rated]]] = {}
-    for side, some in enumerate((prompts, answers)):
+    for side, some in enumerate(rated):
         for item in some:
             replica = item.candidate.replica
             groups.setdefault((replica.weights, replica.kv_cache), ([], []))[side].append(item)
     found = []
     for one, two in groups.values():
-        short = [sorted(some, key=lambda it: (it.dollars(rate), -it.phase.rate))[:WIDTH] for some in (one, two)]
-        found += [(a.dollars(rate) + b.dollars(rate), a, b) for a, b in product(*short)]
-    for _, a, b in sorted(found, key=lambda item: item[0])[:_PAIRS]:
+        width = WIDTH if goal is None else None
+        short = [sorted(some, key=lambda it: (it.dollars(rate), -it.phase.rate))[:width] for some in (one, two)]
+        found += [
+            (a.dollars(rate) + b.dollars(rate), a, b) for a, b in product(*short)
+            if setting.split is None or not too_slow(sweep.trace, goal, a.candidate, b.candidate, setting.split)
+        ]  # fmt: skip
+    found.sort(key=lambda item: item[0])
+    if goal is None:
+        found = found[:_PAIRS]
+    else:
+        found = list({(a.candidate.family, b.candidate.family): (usd, a, b) for usd, a, b in reversed(found)}.values())
+    for _, a, b in sorted(found, key=lambda item: item[0])[:_PAIRS_SENT]:
         yield a, b
 
 
@@ -175,10 +238,11 @@ class _Pair:
     def holds(self, n: int, m: int) -> bool:
         """Return whether n replicas for prompts and m that decode hold, and are there to be had."""
         if (n, m) not in self.known:
-            self.known[n, m] = self._stocked(n, m) and self._simulated(n, m)
+            self.known[n, m] = self.stocked(n, m) and self._simulated(n, m)
         return self.known[n, m]
 
-    def _stocked(self, n: int, m: int) -> bool:
+    def stocked(self, n: int, m: int) -> bool:
+        """Return whether so many of both are to be had."""
         one, two = self.prefill, self.decode
         if m < two.fewest:
             return False
@@ -208,9 +272,23 @@ def _search(sweep: Sweep, rated: tuple[_Rated, _Rated], setting: Setting, rate: 
     except InputError as error:
         sweep.rejected.append(Rejection(label(pair.fleet(1, 1)), "technique", str(error)))
         return
-    if counts is not None:
+    if counts is None:
+        fleet = pair.fleet(*_as_many(pair, setting.counts or (one.phase.replicas(rate), two.phase.replicas(rate))))
+        outcome = sweep.simulate(fleet, stop_early=False)
+        sweep.reject(label(fleet), explain(outcome, sweep.objectives, two.candidate.engine))
+    else:
         outcome = pair.good.get(counts) or sweep.simulate(pair.fleet(*counts), stop_early=False)
         sweep.keep(pair.fleet(*counts), outcome)
+
+
+def _as_many(pair: _Pair, ratio: tuple[int, int]) -> tuple[int, int]:
+    """Return the most replicas in such a ratio, or near it, that there may be."""
+    n, m = min(ratio[0], pair.prefill.most), min(max(ratio[1], pair.decode.fewest), pair.decode.most)
+    while pair.stocked(2 * n, 2 * m) and 2 * n <= pair.prefill.most and 2 * m <= pair.decode.most:
+        n, m = 2 * n, 2 * m
+    while not pair.stocked(n, m) and n > 1:
+        n -= 1
+    return n, m
 
 
 def _in_ratio(pair: _Pair, ratio: tuple[int, int]) -> tuple[int, int] | None:

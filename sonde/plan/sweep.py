@@ -193,9 +193,15 @@ class Sweep:
             self.found.append(Found(fleet, summary, outcome, digest))
 
     def _reject(self, candidate: Candidate, failure: Failure | None, replicas: int = 0) -> None:
+        name = label(((candidate, replicas),)) if replicas else candidate.label
         if failure is None:  # a run that stops early and one that does not disagree only if the simulator is at fault
             failure = Failure("search", f"{replicas} replicas hold, but one more of the smaller fleets did not", 1.0)
-        name = label(((candidate, replicas),)) if replicas else candidate.label
+        self.reject(name, failure)
+
+    def reject(self, name: str, failure: Failure | None) -> None:
+        """Add what fails to what was turned down, and to what came nearest; nothing where nothing failed."""
+        if failure is None:
+            return
         with self._lock:
             self.rejected.append(Rejection(name, failure.constraint, failure.reason))
             if self.best is None or failure.ratio < self.best[0]:
