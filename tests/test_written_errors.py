@@ -31,6 +31,7 @@ TRAFFIC = ("--profile", "azure-conv-2023", "--rate", "2/s", "--duration", "10 s"
         ("prefix-cache: {device: 200 GB}", "techniques.prefix-cache = '186 GiB'", "tier 'device' must be below"),
         ("prefix-cache", "techniques.prefix-cache = 'no hashed blocks'", "a `hit_rate`"),
         ("power-cap: 300", "techniques[1].power-cap = 300", "{power-cap: {parameter: 300}}"),
+        ("live-migration: {pools: [pool]}", "techniques[1].live-migration.pools = ['pool']", "must be left out"),
         ("5", "techniques[1] = 5", "the name of a technique"),
         ("nano-batches: {foo: 1}", "techniques[1].nano-batches.foo = 1", "no such key; known here: pools"),
     ],

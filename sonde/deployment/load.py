@@ -16,8 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from sonde.deployment import text
 from sonde.deployment.faults import brief, fault
+from sonde.deployment.node import Choice
 from sonde.deployment.scenario import Scenario
-from sonde.deployment.tree import Choice, Deployment
+from sonde.deployment.tree import Deployment
 from sonde.errors import MISSING, InputError, unknown
 from sonde.units import parse
 

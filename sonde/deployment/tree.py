@@ -14,11 +14,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from sonde.deployment.network import Cache, Lending, Link, Migration, Path
 from sonde.deployment.node import Choice, Line, quantity, quantity_or_share, refuse, repeated
 
-__all__ = [
-    "Batching", "Choice", "Deployment", "Dollars", "Link", "Pool", "PowerCap", "Precision", "Replica", "Routing",
-    "Site", "Use",
-]  # fmt: skip
-
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "int8", "fp6", "nvfp4", "mxfp4", "int4"]
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sonde.catalogue.model import Model
 from sonde.catalogue.models import model
 from sonde.cost.table import Engine
-from sonde.deployment.network import Tier, share
-from sonde.deployment.tree import Deployment, Link
+from sonde.deployment.network import Link, Tier, share
+from sonde.deployment.tree import Deployment
 from sonde.errors import InputError
 from sonde.sim.network import ALONE, CacheSpec, Connected, LendingSpec, LinkSpec, MigrationSpec, Paths, TierSpec
 from sonde.sim.world import Fleet

@@ -37,6 +37,11 @@ def chosen(uses: Iterable[Use]) -> tuple[Chosen, ...]:
         one = _read(use, f"techniques[{i}]")
         if one.name in found:
             raise InputError(f"techniques[{i}]", one.name, "is there twice", "which of the two would count?")
+        if one.parameters.pools and not one.technique.within:
+            raise InputError(
+                f"techniques[{i}].{one.name}.pools", list(one.parameters.pools), "must be left out",
+                "it lies between all pools and changes none of their replicas",
+            )  # fmt: skip
         for other in found.values():
             why = one.technique.cannot.get(other.name) or other.technique.cannot.get(one.name)
             if why:
