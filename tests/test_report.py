@@ -358,7 +358,7 @@ def shown_at(result: PlanResult, width: int) -> str:
 def test_the_terminal_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResult) -> None:
     told = shown_at(doubted, 200)
     low = doubted.plans[0].usd_per_hour - 1.0
-    for words in ("misses +17 %", "holds +17 %", "≈ #2 #3", "111–222 ms", "333–777 mJ", f"${low:,.2f}–∞/h",
+    for words in ("misses +17 %", "holds +17 %", "≈ #2 #3", "111–222 ms", "0.333–0.777 J", f"${low:,.2f}–∞/h",
                   "80 % interval", f"is #2, for {show(doubted.plans[1].usd_per_hour, 'price')}"):  # fmt: skip
         assert words in re.sub(r"\s+", " ", told), words
     assert "if slow" in shown_at(doubted, 100)
@@ -371,7 +371,7 @@ def test_the_page_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResul
     written = Outline(write_page(doubted, tmp_path / "page.html").read_text(encoding="utf-8")).words
     words = re.sub(r"\s+", " ", written)
     for said in ("misses an objective; its place before plans #2, #3 is not certain", "is #2, for", "111–222 ms",
-                 "333–777 mJ", "–∞/h", "holds +17 %"):  # fmt: skip
+                 "0.333–0.777 J", "–∞/h", "holds +17 %"):  # fmt: skip
         assert said in words, said
     assert "80 % interval" not in Outline(page).words
     drawn = figures.frontier(doubted.plans, 1.0, "ttft", doubted.objectives)["data"][1]

@@ -6,6 +6,7 @@ chosen anew, since a technique may pay only with others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,11 +26,12 @@ from sonde.plan.setting import settings
 from sonde.plan.stages import split_fleets, staged
 from sonde.plan.sweep import Found, Sweep
 from sonde.techniques.compose import use_name
+from sonde.techniques.table import technique
 from sonde.workload.requests import Requests, scale_rate
 
 #: (done, of, words)
 Progress = Callable[[int, int, str], None]
-_ALL, _NONE = "all", "none"
+_ALL, _NONE, _ALONE, _WITHOUT = "all", "none", "alone", "without"
 _EQUAL = 4  # fleets of one price, of which that of the highest goodput is shown
 
 
@@ -39,8 +41,9 @@ class Brought(NamedTuple):
     name           "none", "all", "w4a8 alone", "without w4a8"
     techniques     names of the set
     found          the fleet, of equally cheap ones that of the highest goodput; None where none holds
-    reason         why none does
+    reason         why none does, or why it is the same, where that is known
     goodput        requests/s up to which that fleet holds every objective, to 2 %, the same traffic made denser
+    same_as        "none" where one technique alone changes no figure of that row, "all" where its absence changes none
     """
 
     name: str
@@ -48,6 +51,7 @@ class Brought(NamedTuple):
     found: Found | None
     goodput: float
     reason: str = ""
+    same_as: str = ""
 
     @property
     def summary(self) -> Mapping[str, Any]:
@@ -66,7 +70,9 @@ class Brought(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Return the row as `plan --explain --json` prints it."""
-        own: dict[str, object] = {"name": self.name, "techniques": list(self.techniques), "reason": self.reason}
+        own: dict[str, object] = {
+            "name": self.name, "techniques": list(self.techniques), "reason": self.reason, "same_as": self.same_as,
+        }  # fmt: skip
         if self.found is None:
             return own | {"label": "", "replicas": None, "devices": None, "usd_per_hour": None}
         figures = {key: self.summary[key] for key in ("ttft_s", "tpot_s", "e2e_s", "attainment", "joules_per_token")}
@@ -98,7 +104,7 @@ def brought(result: PlanResult, progress: Progress | None = None) -> tuple[Broug
             found.append(_row(name, asked, result.requests, result.objectives))
         except KeyboardInterrupt:
             break
-    return tuple(found)
+    return _told(found)
 
 
 def named(scenario: Scenario) -> tuple[Use, ...]:
@@ -112,12 +118,55 @@ def named(scenario: Scenario) -> tuple[Use, ...]:
 
 def _sets(uses: Sequence[Use]) -> list[tuple[str, tuple[Use, ...]]]:
     sets: list[tuple[str, tuple[Use, ...]]] = [(_NONE, ())]
-    sets += [(f"{use_name(use)} alone", (use,)) for use in uses]
+    sets += [(f"{use_name(use)} {_ALONE}", (use,)) for use in uses]
     if len(uses) > 1:
         sets.append((_ALL, tuple(uses)))
     if len(uses) > 2:  # of two, one without the other is one alone
-        sets += [(f"without {use_name(use)}", tuple(other for other in uses if other != use)) for use in uses]
+        sets += [(f"{_WITHOUT} {use_name(use)}", tuple(other for other in uses if other != use)) for use in uses]
     return sets
+
+
+def _told(rows: Sequence[Brought]) -> tuple[Brought, ...]:
+    """Return the rows, those that a technique or its absence does not change marked so, with the reason."""
+    by = {row.name: row for row in rows}
+    found = []
+    for row in rows:
+        name = row.name.removesuffix(f" {_ALONE}").removeprefix(f"{_WITHOUT} ")
+        base = by.get(_NONE if row.name.endswith(_ALONE) else _ALL)
+        if name == row.name or base is None or not _same(row, base):
+            found.append(row)
+            continue
+        less, more = (base, row) if base.name == _NONE else (row, base)
+        found.append(row._replace(same_as=base.name, reason=_why(name, less, more)))
+    return tuple(found)
+
+
+def _same(one: Brought, two: Brought) -> bool:
+    """Return whether no figure of two rows differs."""
+    if one.found is None or two.found is None:
+        return False
+    pairs = [(one.goodput, two.goodput), (one.found.usd_per_hour, two.found.usd_per_hour)]
+    pairs += [(float(one.summary[key]), float(two.summary[key])) for key in ("joules_per_token", "attainment")]
+    for metric in ("ttft_s", "tpot_s", "e2e_s"):
+        pairs += zip(one.summary[metric].values(), two.summary[metric].values(), strict=True)
+    return all(math.isclose(left, right, rel_tol=1e-9) for left, right in pairs)
+
+
+def _why(name: str, less: Brought, more: Brought) -> str:
+    """Return why a technique changes nothing between a row without it and one with it; "" where that is not known."""
+    peak = f"{100 * float(more.summary['peak_kv']):.2g} % of the memory for caches was in use at most"
+    if name in ("live-migration", "distributed-attention") and more.replicas == 1:
+        return "there is one replica"
+    if name == "live-migration":
+        return f"no replica ran short while another had room ({peak})"
+    if name == "distributed-attention":
+        return f"no replica ran short ({peak})"
+    if name == "prefix-cache":
+        return "no prompt began as one that was still kept"
+    if name == "power-cap":
+        return "nothing draws as much as the cap allows"
+    with_, without = ([one.replica for one, _ in row.found.fleet] if row.found else [] for row in (more, less))
+    return "the cheapest fleet does so without it" if with_ == without and technique(name).replica else ""
 
 
 def _narrowed(scenario: Scenario, best: Plan) -> Scenario:

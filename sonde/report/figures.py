@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sonde.metrics import Metric, Objective, Outcome, itl_edges
 from sonde.plan.result import Plan
-from sonde.report.text import METRIC_NAMES, between, figure, if_slow, joules, latency, seconds
+from sonde.report.text import METRIC_NAMES, between, figure, if_slow, joules_each, latency, seconds
 from sonde.units import show
 
 Figure = dict[str, Any]
@@ -209,7 +209,7 @@ def _hover(plan: Plan) -> str:
         f"<b>#{plan.rank} {escape(plan.label)}</b><br>{show(plan.usd_per_hour, 'price')}, {plan.devices} devices<br>"
         f"p99 TTFT {seconds(latency(plan.summary, 'ttft'))}, TPOT {seconds(latency(plan.summary, 'tpot'))}, "
         f"end to end {seconds(latency(plan.summary, 'e2e'))}<br>"
-        f"{joules(figure(plan.summary, 'joules_per_token') or math.nan)} per token"
+        f"{joules_each(figure(plan.summary, 'joules_per_token') or math.nan)} per token"
     )
     if plan.doubt is None:
         return words

@@ -104,7 +104,7 @@ def plan_table(result: PlanResult, top: int = 20, *, reported: bool = True) -> R
     columns += [
         Column("$/M tokens", [_two(text.usd(text.figure(plan.summary, million)), text.range_of(plan, million, "usd"))
                               for plan in plans], 5),
-        Column("J/token", [_two(text.joules(text.figure(plan.summary, token)), text.range_of(plan, token, "energy"))
+        Column("J/token", [_two(text.joules_each(text.figure(plan.summary, token)), text.range_of(plan, token, text.EACH))
                            for plan in plans], 6),
         Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 7),
         Column("CO2/h", [text.carbon(plan.summary) for plan in plans], 8),
@@ -120,7 +120,7 @@ def brought_table(rows: Sequence[Brought], objectives: Sequence[Objective]) -> R
         Column("techniques", [row.name for row in rows], words=True),
         Column(
             "cheapest fleet that holds",
-            [row.found.label if row.found else f"none: {row.reason}" for row in rows],
+            [text.fleet_words(row) for row in rows],
             words=True,
         ),
         Column("cost", [show(row.found.usd_per_hour, "price") if row.found else "-" for row in rows]),
@@ -142,7 +142,7 @@ def brought_table(rows: Sequence[Brought], objectives: Sequence[Objective]) -> R
     columns.append(
         Column(
             "J/token",
-            [text.joules(text.figure(row.summary, "joules_per_token")) if row.found else "-" for row in rows],
+            [text.joules_each(text.figure(row.summary, "joules_per_token")) if row.found else "-" for row in rows],
             4,
         )
     )
@@ -239,8 +239,9 @@ def _plan_foot(result: PlanResult, rows: int, reported: bool) -> list[str]:
         lines.append(
             "Beneath a figure: its 80 % interval; of the cost, what the fewest replicas that hold would cost"
             + (", ∞ where no number allowed does" if any(math.isinf(doubt.usd_high) for doubt in shown) else "")
-            + f". If slow: whether the plan as it stands holds at the slow end. {text.steady(result)}"
+            + "."
         )
+        lines.append(f"{text.slow_note(result)} {text.steady(result)}")
     if any(doubt.like for doubt in shown):
         lines.append("≈: cannot be told apart by cost from these plans, whose order could turn.")
     if result.bound_usd_per_hour > 0:
@@ -263,7 +264,7 @@ def _facts(outcome: Outcome, summary: Mapping[str, object], sure: Mapping[str, A
         return f" ({found})" if found else ""
 
     million = text.usd(number["usd_per_million_tokens"]) + within("usd_per_million_tokens", "usd")
-    token = text.joules(number["joules_per_token"]) + within("joules_per_token", "energy")
+    token = text.joules_each(number["joules_per_token"]) + within("joules_per_token", text.EACH)
     rows = [
         ("throughput", f"{show(number['tokens_per_s'], 'rate')}{within('tokens_per_s', 'rate')} output tokens"),
         ("running", f"{text.running(outcome):.3g} sequences a replica, on average"),

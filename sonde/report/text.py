@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -16,6 +17,9 @@ from sonde.units import show
 
 if TYPE_CHECKING:
     from sonde.plan.ablation import Brought
+
+#: the kind of figure that `joules_each` writes
+EACH = "joules each"
 
 #: metric -> (what people call it, what it is)
 METRIC_NAMES: dict[Metric, tuple[str, str]] = {
@@ -76,6 +80,11 @@ def joules(value: float) -> str:
     return show(value, "energy") if math.isfinite(value) else "-"
 
 
+def joules_each(value: float) -> str:
+    """Return an energy of a token in J, whatever its size, so that a column has one unit; "-" where there is none."""
+    return f"{_figure(value)} J" if math.isfinite(value) else "-"
+
+
 def usd(value: float) -> str:
     """Return dollars: whole from a thousand up, cents from one up, three significant digits below."""
     if not math.isfinite(value):
@@ -88,7 +97,7 @@ def usd(value: float) -> str:
 def between(low: float, high: float, kind: str = "time") -> str:
     """Return "0.287–0.874 s": an interval, the unit once where both ends have the same; "" where they are equal.
 
-    An end that is infinite reads "∞"; dollars per hour are "$2.76–4.14/h".
+    An end that is infinite reads "∞"; dollars per hour are "$2.76–4.14/h", joules of a token always J.
     """
     if low == high or math.isnan(low) or math.isnan(high):
         return ""
@@ -96,9 +105,10 @@ def between(low: float, high: float, kind: str = "time") -> str:
         return f"${low:,.2f}–{'∞' if math.isinf(high) else f'{high:,.2f}'}/h"
     if kind == "usd":
         return f"{usd(low)}–{usd(high).lstrip('$')}"
+    written = joules_each if kind == EACH else partial(show, dimension=kind)
     if math.isinf(high):
-        return f"{show(low, kind)}–∞"
-    first, second = show(low, kind), show(high, kind)
+        return f"{written(low)}–∞"
+    first, second = written(low), written(high)
     if first == second:
         return ""
     figure, _, unit = first.rpartition(" ")
@@ -210,9 +220,38 @@ def like(plan: Plan, most: int = 3) -> str:
 
 
 def carbon(summary: Mapping[str, object]) -> str:
-    """Return the CO2 of an hour of a run, such as "1.2 kg"."""
+    """Return the CO2 of an hour of a run in kg, whatever its size: "0.48 kg"."""
     grams = figure(summary, "carbon_g") / max(figure(summary, "span_s"), 1e-9) * 3600
-    return f"{grams / 1000:.3g} kg" if grams >= 1000 else f"{grams:.3g} g"
+    return f"{_figure(grams / 1000)} kg"
+
+
+def _figure(value: float) -> str:
+    """Return three significant digits, with thousands separated."""
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def slow_note(result: PlanResult) -> str:
+    """Return in words what "holds +14 %" says in the column "if slow"; "" where no plan has it."""
+    shown = [plan.doubt for plan in result.plans if plan.doubt is not None]
+    if not shown:
+        return ""
+    said = "misses" if any(not doubt.holds_slow for doubt in shown) else "holds"
+    slower = next(doubt.slower for doubt in shown if doubt.holds_slow == (said == "holds"))
+    end = "an objective is then missed" if said == "misses" else "every objective is kept even then"
+    return (
+        f"If slow: whether the plan as it stands still holds where steps take longer by the share given, the slow end "
+        f"of the 80 %; {said} +{100 * slower:.0f} %: with steps {100 * slower:.0f} % longer {end}."
+    )
+
+
+def fleet_words(row: Brought) -> str:
+    """Return the fleet that a set of techniques needs, why there is none, or that they change nothing."""
+    if row.found is None:
+        return f"none: {row.reason}"
+    if not row.same_as:
+        return row.found.label
+    same = "changes nothing here" if row.same_as == "none" else "the same as with all"
+    return f"{row.found.label}; {same}{f': {row.reason}' if row.reason else ''}"
 
 
 def times(value: float | None, base: float | None) -> str:

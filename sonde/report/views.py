@@ -131,8 +131,8 @@ def plan_tiles(plan: Plan, saving: float) -> list[tuple[str, str, str]]:
         ("Left to save", text.percent(saving), "at most, before the bound"),
         ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")),
          _and("per million, in and out", text.summary_interval(sure, "usd_per_million_tokens", "usd"))),
-        ("Energy", text.joules(text.figure(summary, "joules_per_token")),
-         _and("per output token", text.summary_interval(sure, "joules_per_token", "energy"))),
+        ("Energy", text.joules_each(text.figure(summary, "joules_per_token")),
+         _and("per output token", text.summary_interval(sure, "joules_per_token", text.EACH))),
         ("Devices", text.whole(plan.devices), f"KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
         ("In time", text.percent(text.figure(summary, "attainment")),
          _and("of requests, every limit kept", text.summary_interval(sure, "attainment", "ratio"))),
@@ -150,8 +150,8 @@ def outcome_tiles(
          _and("output tokens", text.summary_interval(sure, "tokens_per_s", "rate"))),
         ("Tokens", text.usd(text.figure(summary, "usd_per_million_tokens")),
          _and("per million, in and out", text.summary_interval(sure, "usd_per_million_tokens", "usd"))),
-        ("Energy", text.joules(text.figure(summary, "joules_per_token")),
-         _and("per output token", text.summary_interval(sure, "joules_per_token", "energy"))),
+        ("Energy", text.joules_each(text.figure(summary, "joules_per_token")),
+         _and("per output token", text.summary_interval(sure, "joules_per_token", text.EACH))),
         ("Running", f"{text.running(outcome):.3g}",
          f"sequences a replica on average, KV memory {text.percent(text.figure(summary, 'peak_kv'))} at its peak"),
         ("In time" if judged else "Finished", share,
@@ -187,7 +187,7 @@ def table_view(result: PlanResult) -> View:
                 (plan.devices, text.whole(plan.devices), ""),
                 *((time, text.seconds(time), interval) for time, interval in times),
                 (cost, text.usd(cost), text.range_of(plan, million, "usd")),
-                (energy, text.joules(energy), text.range_of(plan, token, "energy")), (use, text.percent(use), ""),
+                (energy, text.joules_each(energy), text.range_of(plan, token, text.EACH)), (use, text.percent(use), ""),
             ],
         })  # fmt: skip
     return {
@@ -223,10 +223,10 @@ def brought_view(result: PlanResult) -> View | None:
         return None
     rows = [
         {
-            "name": row.name, "fleet": row.found.label if row.found else f"none: {row.reason}",
+            "name": row.name, "fleet": text.fleet_words(row),
             "cells": [show(row.found.usd_per_hour, "price"), show(row.goodput, "rate"), text.per_dollar(row),
                       text.seconds(text.latency(row.summary, "ttft")), text.seconds(text.latency(row.summary, "tpot")),
-                      text.joules(text.figure(row.summary, "joules_per_token"))] if row.found else ["-"] * 6,
+                      text.joules_each(text.figure(row.summary, "joules_per_token"))] if row.found else ["-"] * 6,
         }
         for row in result.brought
     ]  # fmt: skip
