@@ -18,6 +18,7 @@ from sonde.cost.table import coefficients
 from sonde.deployment.tree import Replica
 from sonde.errors import CannotError, InputError
 from sonde.plan.ablation import brought
+from sonde.report.text import fleet_words
 from sonde.techniques.compose import chosen, replica_under, shard_under
 
 SCENARIO = {
@@ -67,6 +68,30 @@ def test_each_technique_is_shown_alone_together_and_removed() -> None:
     assert by["w4a8 alone"].summary["tpot_s"]["p50"] < by["none"].summary["tpot_s"]["p50"]
     none, guessing = by["none"], by["speculative-decoding alone"]
     assert guessing.goodput / guessing.found.usd_per_hour > none.goodput / none.found.usd_per_hour
+
+
+def test_a_technique_that_changes_nothing_is_said_to_and_why() -> None:
+    uses = [{"chunked-prefill": {"token_budget": 512}}, {"power-cap": {"cap": "400 W"}}, "w4a8"]
+    rows = {row.name: row for row in brought(sonde.plan({**SCENARIO, "techniques": uses}, top=1))}
+    assert rows["chunked-prefill alone"].same_as == "none"
+    assert rows["chunked-prefill alone"].reason == "the cheapest fleet does so without it"
+    assert rows["without chunked-prefill"].same_as == "all"
+    assert rows["power-cap alone"].same_as == "none"  # it is the peak of the device
+    assert "cap allows" in rows["power-cap alone"].reason
+    for name in ("none", "all", "w4a8 alone", "without w4a8"):
+        assert (rows[name].same_as, rows[name].reason) == ("", "")
+    said = fleet_words(rows["chunked-prefill alone"])
+    assert said.endswith("; changes nothing here: the cheapest fleet does so without it")
+    assert "; the same as with all: " in fleet_words(rows["without power-cap"])
+    assert fleet_words(rows["w4a8 alone"]) == rows["w4a8 alone"].found.label
+    assert rows["without power-cap"].to_json()["same_as"] == "all"
+
+
+def test_memory_that_nobody_runs_short_of_is_given_as_the_reason() -> None:
+    rows = {row.name: row for row in brought(sonde.plan({**SCENARIO, "techniques": ["distributed-attention"]}, top=1))}
+    row = rows["distributed-attention alone"]
+    assert row.same_as == "none"
+    assert row.reason.startswith("no replica ran short (")
 
 
 def test_rows_are_searched_as_a_plan_of_their_own_would_be() -> None:

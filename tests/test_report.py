@@ -361,10 +361,22 @@ def test_the_terminal_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanR
     for words in ("misses +17 %", "holds +17 %", "≈ #2 #3", "111–222 ms", "0.333–0.777 J", f"${low:,.2f}–∞/h",
                   "80 % interval", f"is #2, for {show(doubted.plans[1].usd_per_hour, 'price')}"):  # fmt: skip
         assert words in re.sub(r"\s+", " ", told), words
+    assert "misses +17 %: with steps 17 % longer an objective is then missed." in re.sub(r"\s+", " ", told)
     assert "if slow" in shown_at(doubted, 100)
     plain = shown_at(result, 200)
+    assert "If slow" not in plain
     assert "80 %" not in plain
     assert "∞" not in plain
+
+
+def test_a_column_of_joules_has_one_unit() -> None:
+    """Whatever their size: 967 mJ beside 1.54 J would have to be read twice."""
+    assert [text.joules_each(x) for x in (0.00215, 0.967, 1.54, 1234.5, float("nan"))] == [
+        "0.00215 J", "0.967 J", "1.54 J", "1,234 J", "-",
+    ]  # fmt: skip
+    assert text.between(0.967, 1.54, text.EACH) == "0.967–1.54 J"
+    assert text.between(0.967, float("inf"), text.EACH) == "0.967 J–∞"
+    assert [text.carbon({"carbon_g": grams, "span_s": 3600.0}) for grams in (480.0, 1250.0)] == ["0.48 kg", "1.25 kg"]
 
 
 def test_the_page_says_how_sure_a_plan_is(doubted: PlanResult, result: PlanResult, page: str, tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def plan_table(result: PlanResult, top: int = 20, *, reported: bool = True) -> R
     columns += [
         Column("$/M tokens", [_two(text.usd(text.figure(plan.summary, million)), text.range_of(plan, million, "usd"))
                               for plan in plans], 5),
-        Column("J/token", [_two(text.joules_each(text.figure(plan.summary, token)), text.range_of(plan, token, text.EACH))
-                           for plan in plans], 6),
+        Column("J/token", [_two(text.joules_each(text.figure(plan.summary, token)),
+                                text.range_of(plan, token, text.EACH)) for plan in plans], 6),
         Column("peak KV", [text.percent(text.figure(plan.summary, "peak_kv")) for plan in plans], 7),
         Column("CO2/h", [text.carbon(plan.summary) for plan in plans], 8),
     ]  # fmt: skip
