@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -28,6 +29,9 @@ QUANTILES = {"p50": 0.50, "p90": 0.90, "p99": 0.99}
 ITL_PER_OCTAVE, ITL_LOWEST, ITL_OCTAVES = 64, -20, 32
 ITL_BINS = ITL_PER_OCTAVE * ITL_OCTAVES
 
+
+#: why there are no gaps between tokens where a technique guesses them
+ITL_UNKNOWN = "not known: a step makes several tokens of a sequence at once, and they are counted one by one"
 
 #: share of measurements that an interval holds, and the figures of a summary that have one beside the latencies
 LEVEL = 0.8
@@ -156,6 +160,7 @@ class Outcome:
     travel: Travel | None = None  # where replicas depend on each other
     aborted: bool = False  # stopped early since an objective could no longer be met: figures are partial
     either: Callable[[], tuple[Outcome, Outcome]] | None = None  # the same run at the fast end, and at the slow end
+    bursts: bool = False  # steps make several tokens of a sequence at once: gaps between tokens are not known
 
     @cached_property
     def ends(self) -> tuple[Outcome, Outcome]:
@@ -165,7 +170,8 @@ class Outcome:
         """
         if self.either is None:
             raise CannotError("no interval is known for this run: sonde.simulate and sonde.plan say how sure they are")
-        return self.either()
+        fast, slow = self.either()
+        return replace(fast, bursts=self.bursts), replace(slow, bursts=self.bursts)
 
     def interval(self, metric: Metric, q: float) -> tuple[float, float]:
         """Return the ends of the 80 % interval of quantile `q` of a metric in s. Raises CannotError as `ends`."""
@@ -252,11 +258,11 @@ class Outcome:
         """Return quantile `q` of a metric in s: the value that a share `q` of requests does not exceed.
 
         TTFT, TPOT, end to end and transfer are exact order statistics, where a request that never got there counts
-        as infinite; TPOT and transfer are over requests of two tokens or more; ITL is over all gaps, to 1 %. Raises
-        CannotError for a transfer where there is none.
+        as infinite; TPOT and transfer are over requests of two tokens or more; ITL is over all gaps, to 1 %, and NaN
+        where tokens come in `bursts`. Raises CannotError for a transfer where there is none.
         """
         if metric == "itl":
-            return itl_quantile(self.itl_counts, q)
+            return math.nan if self.bursts else itl_quantile(self.itl_counts, q)
         values: Floats = getattr(self, f"{metric}_s")
         if metric in ("tpot", "transfer"):
             values = values[self.requests.output_tokens > 1]
@@ -280,6 +286,8 @@ class Outcome:
         out: dict[str, object] = {"requests": self.requests.n, "completed": self.completed}
         for metric in self.metrics:
             out[f"{metric}_s"] = {name: self.quantile(metric, q) for name, q in QUANTILES.items()}
+        if self.bursts:
+            out["itl_note"] = ITL_UNKNOWN
         span = max(self.end_s - self.start_s, 1e-9)
         done = np.isfinite(self.finish_s)
         tokens = int(self.requests.output_tokens[done].sum())
@@ -343,6 +351,8 @@ class Outcome:
             f"Outcome of {self.requests.n:,} requests on {len(self.steps)} replicas ({self.completed:,} completed)"
         ]
         for metric, name in (("ttft", "TTFT"), ("tpot", "TPOT"), ("e2e", "end to end"), ("itl", "ITL")):
+            if metric == "itl" and self.bursts:
+                continue
             text = " / ".join(f"{1e3 * value:,.1f}" for value in s[f"{metric}_s"].values())
             lines.append(f"  {name:<11}p50 / p90 / p99   {text} ms")
         lines.append(

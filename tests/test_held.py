@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from rich.console import Console
 
 import sonde
 from sonde.catalogue.devices import device
 from sonde.catalogue.models import model
+from sonde.cli.simulate import simulate as simulate_verb
 from sonde.cost.shard import Shard
 from sonde.deployment.load import load
 from sonde.deployment.tree import Replica
+from sonde.errors import InputError
+from sonde.metrics import ITL_UNKNOWN, Outcome
+from sonde.report.page import write_page
+from sonde.report.tables import outcome_table
 from sonde.report.text import describe
 from sonde.report.views import as_yaml
 from sonde.techniques.compose import chosen, shard_under
@@ -123,3 +134,57 @@ def test_a_technique_of_one_pool_changes_that_pool_alone() -> None:
     tree = load({"sites": [{"pools": pools}], "techniques": [{"w4a8": {"pools": ["new"]}}]})
     assert [row["weights"] for row in precisions(tree)] == ["bf16", "int4"]
     assert describe(tree).count("w4a8") == 1
+
+
+# ---- gaps between tokens where a step makes several
+
+
+GUESSING: list[Any] = [{"speculative-decoding": {"acceptance": 0.6}}, {"multi-token-prediction": {"trained": True}}]
+
+
+@pytest.mark.parametrize("use", GUESSING)
+def test_gaps_between_tokens_are_not_known_where_steps_make_several(use: Any, tmp_path: Path) -> None:
+    result = sonde.plan({**SCENARIO, "techniques": [use]}, top=1)
+    (best, *_) = result.plans
+    assert all(math.isnan(value) for value in best.summary["itl_s"].values())  # type: ignore[attr-defined]
+    assert best.summary["itl_note"] == ITL_UNKNOWN
+    assert all(math.isnan(end) for end in best.outcome.interval("itl", 0.99))
+    assert any("ITL is not known" in text for text in result.notes)
+    assert "ITL" not in repr(best.outcome)
+    assert "ITL is not known" in shown(best.outcome)
+    page = write_page(result, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert ITL_UNKNOWN in page
+    plain = sonde.plan(SCENARIO, top=1)
+    assert "itl_note" not in plain.plans[0].summary
+    assert plain.plans[0].summary["itl_s"]["p50"] > 0  # type: ignore[index]
+    assert "not known" not in shown(plain.plans[0].outcome)
+
+
+@pytest.mark.parametrize("use", GUESSING)
+def test_simulate_says_that_gaps_are_not_known_and_takes_no_objective_on_them(use: Any, tmp_path: Path) -> None:
+    pool = {"replica": {"model": LLAMA, "device": H100}}
+    path = tmp_path / "tree.json"
+    path.write_text(json.dumps({"sites": [{"pools": [pool]}], "techniques": [use]}))
+    asked = [str(path), "--profile", "azure-conv-2023", "--rate", "2/s", "--duration", "20 s"]
+    said = json.loads(CliRunner().invoke(simulate_verb, [*asked, "--json"]).stdout)
+    assert set(said["itl_s"].values()) == {None}
+    assert said["itl_note"] == ITL_UNKNOWN
+    assert said["interval"]["itl_s"]["p99"] == [None, None]
+    told = CliRunner().invoke(simulate_verb, asked)
+    assert "ITL is not known" in " ".join(told.output.split())
+    refused = CliRunner().invoke(simulate_verb, [*asked, "--objective", "itl=100ms"]).exception
+    assert isinstance(refused, InputError)
+    assert (refused.path, refused.allowed) == ("objectives.itl", f"cannot stand beside {next(iter(use))}")
+
+
+def test_no_objective_on_gaps_is_planned_for_where_they_are_not_known() -> None:
+    scenario = {**SCENARIO, "objectives": {"itl": "100 ms"}}
+    assert sonde.plan(scenario, top=1).plans
+    with pytest.raises(InputError, match="promise tpot"):
+        sonde.plan({**scenario, "techniques": [GUESSING[0]]}, top=1)
+
+
+def shown(outcome: Outcome) -> str:
+    console = Console(width=200, record=True, file=StringIO())
+    console.print(outcome_table(outcome))
+    return console.export_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,8 @@ def simulate(
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
-    from sonde.techniques.compose import checked
+    from sonde.techniques.compose import checked, chosen
+    from sonde.techniques.held import check_gaps, guesses
 
     if (trace is None) == (profile is None):
         given = "neither" if trace is None else "both"
@@ -61,6 +63,7 @@ def simulate(
     with located(deployment):
         arranged, warnings = checked(tree)
         check_objectives(arranged, promised)
+        check_gaps(promised, techniques := chosen(tree.techniques))
     for text in warnings:
         note(text)
     file = None if trace is None else str(trace)
@@ -71,7 +74,7 @@ def simulate(
         note(text)
     prepare(closed=clients is not None)
     with located(deployment):
-        outcome = run(tree, requests, clients=clients, seed=seed)
+        outcome = replace(run(tree, requests, clients=clients, seed=seed), bursts=guesses(techniques))
     if as_json:
         emit(outcome.summary(promised) | {"interval": outcome.intervals(promised)})
     else:

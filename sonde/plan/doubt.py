@@ -19,6 +19,7 @@ from sonde.plan.explain import holds
 from sonde.plan.fleet import Fleet, deployment, price, wired
 from sonde.plan.result import Plan, PlanDoubt, kinds
 from sonde.plan.search import fewest
+from sonde.techniques.held import guesses
 from sonde.workload.requests import Requests
 
 SEED = 0  # of routing policies that draw: two fleets differ in their replicas alone
@@ -49,7 +50,8 @@ def at_end(asked: Traffic, fleet: Fleet, *, slow: bool, stop_early: bool = False
 
     engines, routing = wired(fleet)
     goals = asked.objectives if stop_early else ()
-    return run_at(asked.requests, engines, slow=slow, routing=routing, seed=SEED, until_missed=goals)
+    outcome = run_at(asked.requests, engines, slow=slow, routing=routing, seed=SEED, until_missed=goals)
+    return replace(outcome, bursts=guesses(fleet[0][0].setting.chosen))
 
 
 def both(asked: Traffic, fleet: Fleet) -> tuple[Outcome, Outcome]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sonde.catalogue.model import Model
 from sonde.deployment.scenario import Scenario, WorkloadChoice
 from sonde.errors import InputError
-from sonde.metrics import Objective, Outcome
+from sonde.metrics import ITL_UNKNOWN, Objective, Outcome
 from sonde.plan.candidates import Candidates, enumerate_candidates
 from sonde.plan.demand import demand, given, has_cache, rows
 from sonde.plan.dollars import Floor, dollars_needed, kinds, one_kind_needed
@@ -23,6 +24,7 @@ from sonde.plan.result import PlanResult
 from sonde.plan.setting import Setting, settings
 from sonde.plan.stages import Staged, least_dollars, split_fleets, staged
 from sonde.plan.sweep import Evaluate, Found, Progress, Sweep, since
+from sonde.techniques.held import check_gaps, guesses
 from sonde.units import show
 from sonde.workload.requests import Requests
 
@@ -52,6 +54,7 @@ def plan(
         question = question.model_copy(update={"workload": file})
     goals, model, ways = objectives(question), find(question.model), settings(question)
     travelling(goals, ways)
+    check_gaps(goals, ways[-1].chosen)
     cached = has_cache(question.techniques)
     if isinstance(trace, tuple):
         asked = given(trace, model, long_prompts, cached=cached)
@@ -172,6 +175,7 @@ def simulator(trace: Requests, goals: Sequence[Objective]) -> Evaluate:
     def evaluate(fleet: Fleet, stop_early: bool) -> Outcome:
         engines, routing = wired(fleet)
         outcome = run(trace, engines, routing=routing, seed=SEED, until_missed=goals if stop_early else ())
+        outcome = replace(outcome, bursts=guesses(fleet[0][0].setting.chosen))
         return uncertain(outcome, Traffic(trace, tuple(goals)), fleet)
 
     return evaluate
@@ -207,6 +211,8 @@ def _remarks(ways: Sequence[Setting], candidates: Candidates) -> Iterator[str]:
         yield f"Every candidate runs under {', '.join(names)}."
     if ways[-1].split is not None:
         yield "Fleets marked (prefill) and (decode) compute prompts and answers apart; the others serve whole requests."
+    if guesses(ways[-1].chosen):
+        yield f"ITL is {ITL_UNKNOWN}."
     if any(one.cached for one in candidates.kept):
         yield "The bound takes all blocks of prompts that were sent before as found in a cache, of whatever size."
     if any(one.moving for one in candidates.kept):

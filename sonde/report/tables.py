@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from sonde.metrics import METRICS, QUANTILES, Objective, Outcome
+from sonde.metrics import ITL_UNKNOWN, METRICS, QUANTILES, Objective, Outcome
 from sonde.plan.result import PlanResult
 from sonde.report import text
 from sonde.units import show
@@ -194,6 +194,8 @@ def outcome_table(outcome: Outcome, objectives: Sequence[Objective] = ()) -> Ren
             ])
         )  # fmt: skip
     parts.append(_facts(outcome, summary, sure, judged=bool(objectives)))
+    if outcome.bursts:
+        parts.append(Text(f" ITL is {ITL_UNKNOWN}.", style=FAINT))
     if sure:
         parts.append(Text(" Beneath a figure, or in brackets: its 80 % interval.", style=FAINT))
     if outcome.aborted:

@@ -253,7 +253,7 @@ def part_view(plans: Sequence[Plan], bound: float) -> View | None:
 def spread_view(summary: Mapping[str, object], sure: Mapping[str, Any]) -> list[View]:
     """Return the quantiles of every latency with their intervals, for readers who want the figure, not the curve."""
     return [
-        {"name": text.METRIC_NAMES[metric][0], "what": text.METRIC_NAMES[metric][1],
+        {"name": text.METRIC_NAMES[metric][0], "what": str(summary.get(f"{metric}_note", text.METRIC_NAMES[metric][1])),
          "values": [(text.seconds(text.latency(summary, metric, name)), text.latency_interval(sure, metric, name))
                     for name in QUANTILES]}
         for metric in METRICS

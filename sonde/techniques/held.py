@@ -6,12 +6,15 @@ it, or a label of it, want to know what is really there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sonde.deployment.tree import Deployment, Replica
+from sonde.errors import InputError
+from sonde.metrics import Objective
 from sonde.techniques.compose import chosen, replica_under
 from sonde.techniques.technique import Chosen
+from sonde.units import show
 
 
 class Precision(NamedTuple):
@@ -70,6 +73,22 @@ def changes(deployment: Deployment) -> list[str]:
         if words:
             lines.append(f"{pool.name}: {', '.join(words)}")
     return lines
+
+
+def guesses(techniques: Iterable[Chosen]) -> bool:
+    """Return whether steps make several tokens of a sequence at once, so that gaps between them are not known."""
+    return any(one.technique.guesses for one in techniques)
+
+
+def check_gaps(objectives: Iterable[Objective], techniques: Iterable[Chosen]) -> None:
+    """Raise InputError for an objective on gaps between tokens where a technique makes several of them at once."""
+    goal = next((goal for goal in objectives if goal.metric == "itl"), None)
+    name = next((one.name for one in techniques if one.technique.guesses), "")
+    if goal is not None and name:
+        raise InputError(
+            "objectives.itl", show(goal.limit_s, "time"), f"cannot stand beside {name}",
+            "tokens come several at a time, and gaps between them are not known: promise tpot in its place",
+        )  # fmt: skip
 
 
 def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

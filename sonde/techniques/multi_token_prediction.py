@@ -86,4 +86,5 @@ TECHNIQUE = Technique(
     cannot={"speculative-decoding": "both guess the tokens that a step verifies"},
     shard=shard,
     engine=engine,
+    guesses=True,
 )

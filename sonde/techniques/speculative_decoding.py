@@ -153,4 +153,5 @@ TECHNIQUE = Technique(
     cannot={"multi-token-prediction": "both guess the tokens that a step verifies"},
     shard=shard,
     engine=engine,
+    guesses=True,
 )

@@ -46,6 +46,7 @@ class Technique(Generic[P]):
     shard       what one device of a replica holds and computes in: (shard, parameters) -> shard
     operators   the operators of a step, one list of them at a time: (shard, operators, parameters) -> operators
     engine      the step table, memory and limits of the compiled engine: (engine, shard, parameters) -> engine
+    guesses     whether steps make several tokens of a sequence at once, so that gaps between them are not known
     holds       what it says numbers are held in, for people who read of it: (parameters) -> Holds
 
     An effect raises InputError where the technique makes no sense with what it is given.
@@ -61,6 +62,7 @@ class Technique(Generic[P]):
     operators: Callable[[Shard, list[Operator], P], list[Operator]] | None = None
     engine: Callable[[Engine, Shard, P], Engine] | None = None
     holds: Callable[[P], Holds] | None = None
+    guesses: bool = False
 
     @property
     def within(self) -> bool:
