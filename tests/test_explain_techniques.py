@@ -94,6 +94,17 @@ def test_memory_that_nobody_runs_short_of_is_given_as_the_reason() -> None:
     assert row.reason.startswith("no replica ran short (")
 
 
+def test_migration_that_moves_nothing_is_told_from_the_routing_it_brings() -> None:
+    scenario = {**SCENARIO, "techniques": ["live-migration"]}
+    row = next(row for row in brought(sonde.plan(scenario, top=1)) if row.name == "live-migration alone")
+    assert (row.summary["migrations"], row.same_as) == (0, "")
+    assert fleet_words(row).endswith("; nothing moved: what changes is where requests are sent (dispatch)")
+    still = {**SCENARIO, "techniques": [{"live-migration": {"dispatch": False}}]}
+    row = next(row for row in brought(sonde.plan(still, top=1)) if row.name == "live-migration alone")
+    assert row.same_as == "none"
+    assert "no replica ran short while another had room" in row.reason
+
+
 def test_rows_are_searched_as_a_plan_of_their_own_would_be() -> None:
     whole = {**SCENARIO, "techniques": ["w4a8", "async-scheduling"]}
     result = sonde.plan(whole, top=1)

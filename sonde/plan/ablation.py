@@ -32,6 +32,7 @@ from sonde.workload.requests import Requests, scale_rate
 #: (done, of, words)
 Progress = Callable[[int, int, str], None]
 _ALL, _NONE, _ALONE, _WITHOUT = "all", "none", "alone", "without"
+_DISPATCHED = "nothing moved: what changes is where requests are sent (dispatch)"
 _EQUAL = 4  # fleets of one price, of which that of the highest goodput is shown
 
 
@@ -41,7 +42,7 @@ class Brought(NamedTuple):
     name           "none", "all", "w4a8 alone", "without w4a8"
     techniques     names of the set
     found          the fleet, of equally cheap ones that of the highest goodput; None where none holds
-    reason         why none does, or why it is the same, where that is known
+    reason         why none does, why it is the same where that is known, or what it is that changes figures
     goodput        requests/s up to which that fleet holds every objective, to 2 %, the same traffic made denser
     same_as        "none" where one technique alone changes no figure of that row, "all" where its absence changes none
     """
@@ -134,7 +135,8 @@ def _told(rows: Sequence[Brought]) -> tuple[Brought, ...]:
         name = row.name.removesuffix(f" {_ALONE}").removeprefix(f"{_WITHOUT} ")
         base = by.get(_NONE if row.name.endswith(_ALONE) else _ALL)
         if name == row.name or base is None or not _same(row, base):
-            found.append(row)
+            idle = row.name == f"live-migration {_ALONE}" and row.summary.get("migrations") == 0
+            found.append(row._replace(reason=_DISPATCHED) if idle and not row.summary["given_up"] else row)
             continue
         less, more = (base, row) if base.name == _NONE else (row, base)
         found.append(row._replace(same_as=base.name, reason=_why(name, less, more)))

@@ -249,7 +249,7 @@ def fleet_words(row: Brought) -> str:
     if row.found is None:
         return f"none: {row.reason}"
     if not row.same_as:
-        return row.found.label
+        return row.found.label + (f"; {row.reason}" if row.reason else "")
     same = "changes nothing here" if row.same_as == "none" else "the same as with all"
     return f"{row.found.label}; {same}{f': {row.reason}' if row.reason else ''}"
 
