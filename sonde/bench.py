@@ -37,6 +37,7 @@ MIGRATING: dict[str, Any] = {
     "sites": [{"pools": [{"replicas": 3, "replica": REPLICA | {"memory_fraction": 0.215}}]}],
     "techniques": ["live-migration"],
 }
+LENDING = MIGRATING | {"techniques": ["distributed-attention"]}
 
 #: what the planning case asks: eight kinds of device, and everything that the planner varies by itself
 SCENARIO: dict[str, Any] = {
@@ -230,6 +231,7 @@ CASES: dict[str, Case] = {
     "disaggregated": Case(_in_process, partial(_repeated, tree=DISAGGREGATED)),
     "cached, three tiers": Case(_in_process, partial(_repeated, tree=CACHED)),
     "migrating": Case(_in_process, partial(_repeated, tree=MIGRATING)),
+    "lending": Case(_in_process, partial(_repeated, tree=LENDING)),
     "plan": Case(_in_process, _plan),
     "sonde --help": Case(partial(_timed, command=("-m", "sonde", "--help"))),
     "first simulation": Case(partial(_timed, command=_FIRST), _first),

@@ -154,6 +154,8 @@ def test_gaps_between_tokens_are_not_known_where_steps_make_several(use: Any, tm
     assert "ITL is not known" in shown(best.outcome)
     page = write_page(result, tmp_path / "page.html").read_text(encoding="utf-8")
     assert ITL_UNKNOWN in page
+    assert 'data-figure="spread-tpot"' in page
+    assert 'data-figure="spread-itl"' not in page
     plain = sonde.plan(SCENARIO, top=1)
     assert "itl_note" not in plain.plans[0].summary
     assert plain.plans[0].summary["itl_s"]["p50"] > 0  # type: ignore[index]

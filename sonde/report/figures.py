@@ -118,7 +118,7 @@ def gaps(outcome: Outcome, objectives: Sequence[Objective]) -> Figure:
     layout = _layout(height=250)
     layout["yaxis"] |= {"ticksuffix": " %", "rangemode": "tozero", "nticks": 6}
     total = int(outcome.itl_counts.sum())
-    if total == 0 or outcome.bursts:
+    if total == 0:
         return {"data": [], "layout": layout}
     limits = [objective.limit_s for objective in objectives if objective.metric == "itl"]
     held = np.flatnonzero(outcome.itl_counts)

@@ -281,7 +281,9 @@ def run_figures(outcome: Outcome, objectives: Sequence[Objective]) -> dict[str, 
     """Return the figures of one run: distributions, gaps, load over time."""
     metrics: tuple[Metric, ...] = ("ttft", "tpot", "e2e")
     drawn = {f"spread-{metric}": figures.distribution(outcome, metric, objectives) for metric in metrics}
-    return drawn | {"spread-itl": figures.gaps(outcome, objectives), "load": figures.load(outcome)}
+    if not outcome.bursts:  # else there are no gaps to draw
+        drawn["spread-itl"] = figures.gaps(outcome, objectives)
+    return drawn | {"load": figures.load(outcome)}
 
 
 def plan_facts(result: PlanResult) -> list[tuple[str, str]]:

@@ -8,12 +8,12 @@ counting (`_nrt`; who calls keeps the arrays alive), and their parts are merged 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import overload
 
 #: whole numbers are of one type everywhere in kernels, or each part would be compiled for every mix of them
@@ -74,7 +74,28 @@ def kernel(function: Callable[..., Any]) -> Any:
     compiled: Any = cached(lambda cache: njit(**_COMMON, cache=cache)(function))
     if hasattr(getattr(compiled, "_cache", None), "_cache_file"):  # not where the JIT is off, or no folder writable
         compiled._cache._cache_file._source_stamp = _stamp()
+    if hasattr(compiled, "compile"):
+        compiled.compile = _scalar(compiled.compile)
     return compiled
+
+
+def _scalar(compile_: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `compile_` without vectorized loops.
+
+    Loops of kernels run over a handful of replicas or sequences: code for vectors of them takes the compiler twice as
+    long, and takes longer to run.
+    """
+
+    @wraps(compile_)
+    def scalar(*args: Any, **more: Any) -> Any:
+        was = config.LOOP_VECTORIZE  # type: ignore[attr-defined]
+        config.LOOP_VECTORIZE = 0  # type: ignore[attr-defined]
+        try:
+            return compile_(*args, **more)
+        finally:
+            config.LOOP_VECTORIZE = was  # type: ignore[attr-defined]
+
+    return scalar
 
 
 @cache
