@@ -151,6 +151,7 @@ def test_gaps_between_tokens_are_not_known_where_steps_make_several(use: Any, tm
     assert all(math.isnan(end) for end in best.outcome.interval("itl", 0.99))
     assert any("ITL is not known" in text for text in result.notes)
     assert "ITL" not in repr(best.outcome)
+    assert math.isnan(sonde.simulate(best.deployment, result.requests).quantile("itl", 0.5))
     assert "ITL is not known" in shown(best.outcome)
     page = write_page(result, tmp_path / "page.html").read_text(encoding="utf-8")
     assert ITL_UNKNOWN in page

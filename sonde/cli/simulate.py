@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,7 @@ def simulate(
     from sonde.plan.demand import demand, has_cache
     from sonde.sim.simulate import simulate as run
     from sonde.techniques.compose import checked, chosen
-    from sonde.techniques.held import check_gaps, guesses
+    from sonde.techniques.held import check_gaps
 
     if (trace is None) == (profile is None):
         given = "neither" if trace is None else "both"
@@ -63,7 +62,7 @@ def simulate(
     with located(deployment):
         arranged, warnings = checked(tree)
         check_objectives(arranged, promised)
-        check_gaps(promised, techniques := chosen(tree.techniques))
+        check_gaps(promised, chosen(tree.techniques))
     for text in warnings:
         note(text)
     file = None if trace is None else str(trace)
@@ -74,7 +73,7 @@ def simulate(
         note(text)
     prepare(closed=clients is not None)
     with located(deployment):
-        outcome = replace(run(tree, requests, clients=clients, seed=seed), bursts=guesses(techniques))
+        outcome = run(tree, requests, clients=clients, seed=seed)
     if as_json:
         emit(outcome.summary(promised) | {"interval": outcome.intervals(promised)})
     else:

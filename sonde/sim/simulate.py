@@ -20,6 +20,7 @@ from sonde.sim.layout import connected
 from sonde.sim.network import Connected
 from sonde.sim.world import Fleet
 from sonde.techniques.compose import blaming, checked, chosen, compiled
+from sonde.techniques.held import guesses
 from sonde.workload.requests import Requests
 
 
@@ -70,12 +71,16 @@ def both(
 
 
 def charged(outcome: Outcome, deployment: Deployment) -> Outcome:
-    """Return the outcome with dollars for electricity and grams of CO2, by the site that every replica stands in."""
+    """Return the outcome with dollars for electricity and grams of CO2, by the site that every replica stands in.
+
+    It is marked where a technique of the deployment makes several tokens a step.
+    """
     replicas = [sum(pool.replicas for pool in site.pools) for site in deployment.sites]
     drawn = np.split(outcome.energy_j, np.cumsum(replicas)[:-1])
     sites = [(float(joules.sum()), site) for joules, site in zip(drawn, deployment.sites, strict=True)]
     return replace(
         outcome,
+        bursts=guesses(chosen(deployment.techniques)),
         electricity_usd=sum(electricity_usd(joules, site.usd_per_kwh, site.pue) for joules, site in sites),
         carbon_g=sum(carbon_g(joules, site.carbon_g_per_kwh, site.pue) for joules, site in sites),
     )
