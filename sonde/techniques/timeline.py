@@ -52,7 +52,7 @@ def timeline(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, lay
     waiting = queues(nanos, order, layers)
     done = [-1] * len(nanos)  # stages that every nano-batch has behind it, over all layers
     running: dict[str, tuple[int, int, int, float, float]] = {}
-    now, spans = 0.0, list[Span]()
+    now, spans, known = 0.0, list[Span](), dict[tuple[tuple[int, int], ...], list[float]]()
     while running or any(waiting.values()):
         for kind, queue in waiting.items():
             if kind not in running and queue:
@@ -60,7 +60,10 @@ def timeline(nanos: Sequence[Sequence[Stage]], order: Order, device: Device, lay
                 if done[nano] == layer * len(nanos[nano]) + stage - 1:
                     queue.pop()
                     running[kind] = (layer, nano, stage, nanos[nano][stage].seconds, now)
-        speeds = _speeds([nanos[nano][stage] for _, nano, stage, _, _ in running.values()], device)
+        together = tuple((nano, stage) for _, nano, stage, _, _ in running.values())
+        if together not in known:  # a layer has few sets of stages that run at once, and meets them again and again
+            known[together] = _speeds([nanos[nano][stage] for nano, stage in together], device)
+        speeds = known[together]
         step = min(left / speed for (*_, left, _), speed in zip(running.values(), speeds, strict=True) if speed > 0)
         now += step
         for kind, speed in zip(list(running), speeds, strict=True):
