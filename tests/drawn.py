@@ -62,6 +62,7 @@ def engines(draw: st.DrawFn, policies: tuple[str, ...], *, longest: int = 24) ->
         idle_w=draw(ticks(0, 64)),
         usd_per_hour=1.0,
         devices=1,
+        mixed_budget=draw(st.sampled_from([0, 0, 3, 7])),
     )
 
 

@@ -221,10 +221,10 @@ class Stepper:
 
     @staticmethod
     def ask(r):
+        engine = r.engine
+        budget = engine.mixed_budget if engine.mixed_budget and r.decoding else engine.token_budget
         return r.policy.function(
-            batching.BatchView(
-                len(r.decoding), len(r.queue), int(r.prefilling is not None), r.engine.token_budget, r.engine.max_batch
-            )
+            batching.BatchView(len(r.decoding), len(r.queue), int(r.prefilling is not None), budget, engine.max_batch)
         )
 
     def form(self, r, now):

@@ -25,10 +25,10 @@ from sonde.deployment.load import load
 from sonde.deployment.tree import Batching, Replica
 from sonde.errors import InputError
 from sonde.sim.engine import run
-from sonde.sim.simulate import simulate
+from sonde.sim.simulate import fleet, simulate
 from sonde.techniques import two_microbatches
 from sonde.techniques.acceptance import tokens_a_step
-from sonde.techniques.compose import chosen, compiled
+from sonde.techniques.compose import arranged, chosen, compiled
 from sonde.techniques.two_microbatches import Halves
 from sonde.workload.requests import requests
 
@@ -336,7 +336,7 @@ def test_guesses_that_are_never_right_only_cost():
     for name in ("multi-token-prediction", "speculative-decoding"):
         never = engine(R1, {name: {"acceptance": 0.0}})
         assert decode_s(never, 64) > decode_s(plain, 64)
-        assert never.token_budget == plain.token_budget
+        assert never.token_budget == never.mixed_budget == plain.token_budget
     module = engine(R1, {"multi-token-prediction": {"acceptance": 0.0}})
     assert prompt_s(module, 1024) == pytest.approx(prompt_s(plain, 1024), rel=0.03)  # one more layer of 61
     assert module.memory.block_bytes / plain.memory.block_bytes == pytest.approx(62 / 61, rel=1e-3)
@@ -354,8 +354,26 @@ def test_a_model_without_a_layer_that_guesses_needs_one_that_was_trained():
 def test_prompts_gain_nothing_from_guesses():
     plain, sure = engine(LLAMA), engine(LLAMA, {"speculative-decoding": {"acceptance": 1.0, "guesses": 3}})
     assert prompt_s(sure, 1024) == prompt_s(plain, 1024)
-    assert sure.token_budget == plain.token_budget / 4
+    assert (sure.token_budget, sure.mixed_budget) == (plain.token_budget, plain.token_budget / 4)
     assert decode_s(sure, 1) < 0.3 * decode_s(plain, 1)
+    lone = requests([0.0, 1e4], [4000, 100], [1, 1])
+    never, always = (run(lone, [(one._replace(client=Client()), 1)]).ttft_s for one in (plain, sure))
+    np.testing.assert_array_equal(always, never)
+
+
+def test_replicas_that_compute_prompts_alone_go_without_guesses():
+    """However many guesses are right, and whether or not they are named for the pool that decodes."""
+    pool = {"replicas": 2, "replica": {"model": "llama-3.1-70b", "device": "h100-sxm", "tensor_parallel": 4}}
+    guess = {"acceptance": 0.9, "guesses": 8}
+    plain, both, named = (
+        fleet(arranged(load({"sites": [{"pools": [pool]}], "techniques": ["disaggregation", *uses]})))
+        for uses in ((), ({"speculative-decoding": guess},), ({"speculative-decoding": guess | {"pools": ["decode"]}},))
+    )
+    np.testing.assert_array_equal(both[0][0].table.time.linear, plain[0][0].table.time.linear)
+    assert both[0][0].mixed_budget == 0
+    for one, two in zip(both, named, strict=True):
+        np.testing.assert_array_equal(one[0].table.time.decode, two[0].table.time.decode)
+    assert both[1][0].table.time.decode[1] < plain[1][0].table.time.decode[1]
 
 
 def test_a_draft_costs_its_passes_prompts_weights_and_caches():

@@ -88,7 +88,8 @@ class Engine(NamedTuple):
 
     `idle_w` is drawn whenever no step runs; the energy table holds all that is drawn while one does.
     `batching` is the policy's name; the simulator looks it up. `client` is no part of the engine's own time,
-    and `doubt` says how far all of this may be off.
+    and `doubt` says how far all of this may be off. A step beside decoding holds `mixed_budget` tokens at most, where
+    that is given: where steps make several tokens of a sequence, the simulator's are parts of true ones.
     """
 
     table: StepTable
@@ -102,6 +103,7 @@ class Engine(NamedTuple):
     devices: int
     client: Client = Client()
     doubt: Doubt = Doubt()
+    mixed_budget: int = 0
 
 
 def coefficients(table: Coefficients, prompt: NDArray[np.int64] | int, batch: int, area: float, read: float) -> float:

@@ -98,6 +98,12 @@ def _check_path(deployment: Deployment) -> None:
     missing = [name for name in pools if name not in visits]
     if missing:
         raise InputError("path.visits", list(visits), f"leaves out {', '.join(missing)}", "no request would come there")
+    caches = {pool.name: pool.replica.kv_cache for pool in deployment.pools}
+    if len(set(caches.values())) > 1:
+        raise InputError(
+            "path.visits", ", ".join(f"{name}: {held}" for name, held in caches.items()),
+            "needs one `kv_cache` precision in both pools", "what one has cached the other could not read",
+        )  # fmt: skip
     if list(visits[::2]) != pools:
         raise InputError("path.visits", list(visits), f"must visit pools in their order: {', '.join(pools)}")
 

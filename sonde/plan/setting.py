@@ -27,7 +27,7 @@ class Setting(NamedTuple):
 
     def at(self, stage: str) -> list[Chosen]:
         """Return the techniques that change replicas of a stage ("" where there are none)."""
-        return [one for one in self.chosen if one.at(stage)]
+        return [one for one in self.chosen if one.at(stage, prompts=stage == STAGES[0])]
 
     def alone(self, stage: str) -> Setting:
         """Return the setting of a stage without the other."""

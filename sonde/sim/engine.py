@@ -126,7 +126,7 @@ def _check_policies(world: World, routing: str, batching: Sequence[str]) -> None
         engine = world.engines[replica.engine]
         view = BatchView(
             int(replica.active), int(replica.waiting), int(replica.part >= 0),
-            int(engine.token_budget), int(engine.max_batch),
+            int(engine.mixed_budget if replica.active else engine.token_budget), int(engine.max_batch),
         )  # fmt: skip
         raise InputError(
             "batching.policy",

@@ -29,11 +29,12 @@ def fleet(deployment: Deployment) -> Fleet:
 
     Raises what `compile_replica` raises. `deployment` is as `sonde.techniques.compose.arranged` leaves it.
     """
-    engines, techniques = [], chosen(deployment.techniques)
+    engines, techniques, path = [], chosen(deployment.techniques), deployment.path
+    apart = path.visits[0] if path is not None and len(path.visits) > 1 else None
     for pool in deployment.pools:
         engine = compiled(
             model(pool.replica.model), device(pool.replica.device), pool.replica,
-            [technique for technique in techniques if technique.at(pool.name)],
+            [technique for technique in techniques if technique.at(pool.name, prompts=pool.name == apart)],
             purchase=pool.purchase, usd_per_device_hour=pool.usd_per_device_hour,
         )  # fmt: skip
         engines.append((engine, pool.replicas))

@@ -20,6 +20,7 @@ ENGINE = np.dtype(
         ("idle_w", "f8"), ("swap_s_per_byte", "f8"),
         ("capacity", "i8"), ("block_bytes", "i8"), ("window_bytes", "i8"), ("state_bytes", "i8"),
         ("block_tokens", "i8"), ("window", "i8"), ("last", "i8"), ("max_batch", "i8"), ("token_budget", "i8"),
+        ("mixed_budget", "i8"),
         ("swap", "i1"), ("reserve", "i1"), ("hold", "i1"), ("own", "i1"), ("policy", "i1"), ("hands_over", "i1"),
         ("lends", "i1"), ("most", "i8"),  # `most`: bytes that one request may take, borrowed ones among them
     ],

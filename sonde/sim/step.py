@@ -144,7 +144,8 @@ def look(w: World, r: int) -> BatchView:
     """Return what the batching policy of replica `r` sees."""
     replica = w.replicas[r]
     engine = w.engines[replica.engine]
-    return BatchView(replica.active, replica.waiting, i64(replica.part >= 0), engine.token_budget, engine.max_batch)
+    budget = engine.mixed_budget if replica.active > 0 else engine.token_budget
+    return BatchView(replica.active, replica.waiting, i64(replica.part >= 0), budget, engine.max_batch)
 
 
 @part

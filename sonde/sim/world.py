@@ -152,6 +152,7 @@ def _engines(engines: Sequence[Engine], prefill: int) -> Record:
             engine.table.window,
         )
         row.last, row.max_batch, row.token_budget = len(time.linear) - 1, engine.max_batch, engine.token_budget
+        row.mixed_budget = engine.mixed_budget or engine.token_budget
         row.swap = engine.preemption == "swap"
         row.own = policy is None
         row.reserve = policy is not None and policy.reserve_output

@@ -39,17 +39,18 @@ def yielding(engine: Engine, tokens: float, guessing: Guessing) -> Engine:
 
     Exact for steps that only decode and steps that only hold prompts. Where a step holds both, tokens of a prompt
     are charged on top of a decoding step's share at the rate at which `linear` rises between B and P + B tokens; the
-    true step puts `tokens` times as many of each in, so the two agree where the table is straight there. A step's
-    budget is divided by `tokens` where prompts share it, for a step of the simulator is that part of a true one.
+    true step puts `tokens` times as many of each in, so the two agree where the table is straight there. The budget
+    of a step that decodes is divided by `tokens`, for such a step of the simulator is that part of a true one; a
+    step of prompts alone is a true one.
     """
     table = engine.table
     time = _shared(table.time, tokens, guessing.decode[0], guessing.read[0])
     energy = _shared(table.energy, tokens, guessing.decode[1], guessing.read[1])
     mixed = engine.batching in MIXED or ":" in engine.batching
-    budget = max(1, math.ceil(engine.token_budget / tokens)) if mixed else engine.token_budget
+    budget = max(1, math.ceil((engine.mixed_budget or engine.token_budget) / tokens)) if mixed else 0
     client = engine.client
     return engine._replace(
-        table=StepTable(time, energy, table.window), token_budget=budget,
+        table=StepTable(time, energy, table.window), mixed_budget=budget,
         client=client._replace(polls=client.polls * tokens, polls_busy=client.polls_busy * tokens),  # true steps
     )  # fmt: skip
 

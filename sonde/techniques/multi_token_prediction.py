@@ -86,5 +86,6 @@ TECHNIQUE = Technique(
     cannot={"speculative-decoding": "both guess the tokens that a step verifies"},
     shard=shard,
     engine=engine,
+    answers=True,
     guesses=True,
 )

@@ -153,5 +153,6 @@ TECHNIQUE = Technique(
     cannot={"multi-token-prediction": "both guess the tokens that a step verifies"},
     shard=shard,
     engine=engine,
+    answers=True,
     guesses=True,
 )

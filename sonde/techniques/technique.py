@@ -49,6 +49,8 @@ class Technique(Generic[P]):
     guesses     whether steps make several tokens of a sequence at once, so that gaps between them are not known
     holds       what it says numbers are held in, for people who read of it: (parameters) -> Holds
 
+    answers     whether it is about decoding alone: replicas that only compute prompts go without
+
     An effect raises InputError where the technique makes no sense with what it is given.
     """
 
@@ -62,6 +64,7 @@ class Technique(Generic[P]):
     operators: Callable[[Shard, list[Operator], P], list[Operator]] | None = None
     engine: Callable[[Engine, Shard, P], Engine] | None = None
     holds: Callable[[P], Holds] | None = None
+    answers: bool = False
     guesses: bool = False
 
     @property
@@ -78,6 +81,6 @@ class Chosen:
     technique: Technique[Any]
     parameters: Parameters
 
-    def at(self, pool: str) -> bool:
-        """Return whether it changes the replicas of a pool."""
-        return not self.parameters.pools or pool in self.parameters.pools
+    def at(self, pool: str, *, prompts: bool = False) -> bool:
+        """Return whether it changes the replicas of a pool, which may compute `prompts` alone."""
+        return (not self.parameters.pools or pool in self.parameters.pools) and not (prompts and self.technique.answers)
