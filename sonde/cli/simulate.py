@@ -49,6 +49,7 @@ def simulate(
     from sonde.deployment.paths import check_objectives
     from sonde.deployment.scenario import WorkloadChoice
     from sonde.plan.demand import demand, has_cache
+    from sonde.sim.simulate import fleet
     from sonde.sim.simulate import simulate as run
     from sonde.techniques.compose import checked, chosen
     from sonde.techniques.held import check_gaps
@@ -81,7 +82,8 @@ def simulate(
         from sonde.report.tables import outcome_table
         from sonde.report.text import fleet_line
 
-        console().print(fleet_line(arranged), soft_wrap=True, highlight=False, markup=False)
+        budgets = [engine.token_budget for engine, _ in fleet(arranged)]
+        console().print(fleet_line(arranged, budgets), soft_wrap=True, highlight=False, markup=False)
         console().print(outcome_table(outcome, promised))
         if outcome.travel is not None:
             _moved(outcome.summary())

@@ -152,7 +152,7 @@ def _candidate(
     engine = _compile(asked, kind, replica)
     if isinstance(engine, Rejection):
         return engine
-    text = title(kind.title, replica, setting.at(stage))
+    text = title(kind.title, replica, setting.at(stage), engine.token_budget)
     found = Candidate(kind, replica, "least-outstanding", engine, most, text, written, setting, stage)
     alone = replace(found, setting=setting.alone(stage) if stage else setting)
     if not alone.setting.wires:

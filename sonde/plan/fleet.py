@@ -144,10 +144,13 @@ def shape(device: str, replica: Replica, techniques: Sequence[Chosen] = ()) -> s
     return f"{device} {' '.join(cuts)} {precision(replica, techniques).short}"
 
 
-def title(device: str, replica: Replica, techniques: Sequence[Chosen] = ()) -> str:
-    """Return a replica's shape and how it forms batches, such as "h100-sxm tp1 fp8, chunked 2048, batch 64"."""
+def title(device: str, replica: Replica, techniques: Sequence[Chosen] = (), token_budget: int = 0) -> str:
+    """Return a replica's shape and how it forms batches, such as "h100-sxm tp1 fp8, chunked 2048, batch 64".
+
+    `token_budget` is the compiled engine's, where a technique may have chosen another (0: as it is written).
+    """
     batching = replica.batching
-    budget = "" if batching.policy in BUDGETLESS else f" {batching.token_budget}"
+    budget = "" if batching.policy in BUDGETLESS else f" {token_budget or batching.token_budget}"
     return f"{shape(device, replica, techniques)}, {batching.policy}{budget}, batch {batching.max_batch}"
 
 

@@ -60,6 +60,12 @@ def plan(
         asked = given(trace, model, long_prompts, cached=cached)
     else:
         asked = demand(question.workload, model, cached=cached)
+    if cached and not asked.requests.block_tokens:
+        raise InputError(
+            "techniques.prefix-cache", "no hashed blocks",
+            "needs requests whose prompts have some: a trace that has them, or `workload.hit_rate`",
+            "no prompt would be known again",
+        )  # fmt: skip
     sweep = Sweep(asked.requests, goals, simulator(asked.requests, goals))
     interrupted, found = _searched(sweep, model, question, ways, progress)
     plans = rank(found.ordered)

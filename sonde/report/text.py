@@ -285,28 +285,29 @@ def bars(
     ]  # fmt: skip
 
 
-def describe(deployment: Deployment) -> str:
+def describe(deployment: Deployment, budgets: Sequence[int] = ()) -> str:
     """Return a deployment in a few words, such as "2 × h100-sxm tp1 fp8, chunked 2048, batch 256".
 
-    Precisions are those that its techniques hold numbers in, whether it is as `arranged` or as written before.
+    Precisions are those that its techniques hold numbers in, whether it is as `arranged` or as written before;
+    `budgets` are the tokens of a step in every pool, where techniques have chosen them.
     """
     techniques = chosen(deployment.techniques)
     words = [
         f"{pool.replicas} × "
-        + title(pool.replica.device, pool.replica, [one for one in techniques if one.at(pool.name)])
-        for pool in deployment.pools
+        + title(pool.replica.device, pool.replica, [one for one in techniques if one.at(pool.name)], budget)
+        for pool, budget in zip(deployment.pools, budgets or [0] * len(deployment.pools), strict=True)
     ]
     return " + ".join(words)
 
 
-def fleet_line(deployment: Deployment) -> str:
-    """Return a deployment, as its techniques leave it, in a line: model, pools, routing, techniques."""
+def fleet_line(deployment: Deployment, budgets: Sequence[int] = ()) -> str:
+    """Return a deployment, as its techniques leave it, in a line: model, pools, routing, techniques; see `describe`."""
     path = deployment.path
     routing = deployment.routing.policy + (f", then {path.routing}" if path and len(path.visits) > 1 else "")
     uses = [use if isinstance(use, str) else next(iter(use)) for use in deployment.techniques]
     under = f", under {', '.join(uses)}" if uses else ""
     name = deployment.pools[0].replica.model
-    return f"{name} on {describe(deployment)}; routed by {routing}{under}"
+    return f"{name} on {describe(deployment, budgets)}; routed by {routing}{under}"
 
 
 def workload_text(result: PlanResult) -> str:

@@ -99,7 +99,7 @@ def _without(engine: Engine, held: int, tier: Tier) -> Engine:
     left = engine.memory.capacity_bytes - held
     if left <= 0 < held:
         raise InputError(
-            "cache.tiers[0].capacity", show(held, "bytes"),
+            "cache.tiers[0]", show(held, "bytes"),
             f"tier {tier.name!r} must be below the {show(engine.memory.capacity_bytes, 'bytes')} that a replica has",
             "no memory would be left for requests",
         )  # fmt: skip

@@ -133,9 +133,12 @@ def _blamed(error: InputError, deployment: Deployment) -> InputError:
 
 
 def _about(one: Chosen, error: InputError) -> InputError:
-    last = error.path.rpartition(".")[2]
-    path = f"techniques.{one.name}" + (f".{last}" if last in type(one.parameters).model_fields else "")
-    return InputError(path, error.value, error.allowed, error.consequence)
+    first, _, last = error.path.rpartition(".")
+    path, known = f"techniques.{one.name}", type(one.parameters).model_fields
+    if last in known:
+        return InputError(f"{path}.{last}", error.value, error.allowed, error.consequence)
+    about = f"{last} " if first and last.isidentifier() else ""  # of what it made, such as "tensor_parallel must ..."
+    return InputError(path, error.value, about + error.allowed, error.consequence)
 
 
 def compiled(
