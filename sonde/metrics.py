@@ -78,6 +78,7 @@ class Travel(NamedTuple):
     landed_s f8       when its cache last came to the replica that decodes (NaN: it never moved)
     cached_tokens i4  tokens of its prompt that were found in a prefix cache
     moves i4          live migrations
+    paused_s f8       seconds in which it was in no batch because of them, in all
     links             one record per link: name (of what it is for), bytes, transfers, busy (s)
     tiers             one record per tier of a prefix cache: name, tokens found there, bytes fetched from there, and
                       blocks evicted, of all its stores
@@ -90,6 +91,7 @@ class Travel(NamedTuple):
     landed_s: Floats
     cached_tokens: NDArray[np.int32]
     moves: NDArray[np.int32]
+    paused_s: Floats
     links: NDArray[np.void]
     tiers: NDArray[np.void]
     evicted: int
@@ -108,6 +110,10 @@ class Travel(NamedTuple):
             "evicted": self.evicted,
             "migrations": self.migrations,
             "given_up": self.given_up,
+            "paused_s": {
+                "mean": float(self.paused_s.sum()) / max(int(self.moves.sum()), 1),
+                "max": float(self.paused_s.max(initial=0.0)),
+            },
             "loans": self.loans,
             "links": {
                 str(name): {
@@ -331,7 +337,11 @@ class Outcome:
             "preemptions": self.preemptions,
         }
         if self.travel is not None:
-            found |= {"cached_tokens": self.travel.cached_tokens, "moves": self.travel.moves}
+            found |= {
+                "cached_tokens": self.travel.cached_tokens,
+                "moves": self.travel.moves,
+                "paused_s": self.travel.paused_s,
+            }
         return found
 
     def to_polars(self) -> polars.DataFrame:

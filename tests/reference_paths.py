@@ -123,6 +123,7 @@ class PathStepper(Lending, Stepper):
             r.lending = paths.lending
         for s in self.sequences:
             s.hit, s.landed, s.moves, s.source = 0, math.nan, 0, -1
+            s.left, s.paused = None, 0.0
             s.most_lent = 0
             s.given = float(requests.arrival_s[s.index])
 
@@ -410,6 +411,8 @@ class PathStepper(Lending, Stepper):
             r.admitted.append(s)
             r.decoding.append(s)
             s.towards = -1
+            if s.left is not None:
+                s.paused, s.left = s.paused + (now - s.left), None
         self.landed[id(r)] = []
 
     def before_step(self, r, now, decode):
@@ -507,6 +510,7 @@ class PathStepper(Lending, Stepper):
         source.admitted.remove(s)
         del self.moves[n]
         source.outside[s.index] = s.cached
+        s.left = now
         s.replica, s.towards, s.target, s.moves = move.target, move.target, s.cached, s.moves + 1
         size = float(source.size(s.cached) - source.size(move.tokens))
         self.way(self.migrate, n, move.target).carry(Transfer("last", s, n, move.target, size), now)

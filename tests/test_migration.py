@@ -85,6 +85,8 @@ def test_downtime_is_the_rest_over_the_link_and_the_wait_for_a_step(prompt):
     assert outcome.travel.moves.tolist() == [1]
     assert outcome.travel.landed_s[0] == leaves + pause
     assert outcome.finish_s[0] == total_s(64, pause)
+    assert outcome.travel.paused_s[0] == pause
+    assert outcome.summary()["paused_s"] == {"mean": pause, "max": pause}
     assert outcome.travel.links["bytes"].sum() == (prompt + 7 + left) * BYTES
     assert outcome.travel.links["transfers"].sum() == 2
 

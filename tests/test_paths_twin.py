@@ -153,6 +153,7 @@ def compare(case):
         "arrival": fast.arrival_s, "replica": fast.replica, "scheduled": fast.scheduled_s,
         "first": fast.first_token_s, "finish": fast.finish_s, "preemptions": fast.preemptions,
         "hit": travel.cached_tokens, "landed": travel.landed_s, "moves": travel.moves,
+        "paused": travel.paused_s,
     }  # fmt: skip
     for name, column in got.items():
         np.testing.assert_array_equal(column, [getattr(s, name) for s in slow.sequences], err_msg=name)

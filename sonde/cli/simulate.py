@@ -121,7 +121,9 @@ def _moved(summary: Mapping[str, Any]) -> None:
     if summary["loans"]:
         note(f"{summary['loans']:,} loans of memory between replicas")
     if summary["migrations"] or summary["given_up"]:
-        note(f"{summary['migrations']:,} live migrations, {summary['given_up']:,} given up")
+        mean, most = (show(summary["paused_s"][key], "time") for key in ("mean", "max"))
+        moved = f"{summary['migrations']:,} live migrations, {summary['given_up']:,} given up"
+        note(f"{moved}; a request was in no batch for {mean} a migration on average, and for {most} in all at most")
 
 
 def objectives(texts: tuple[str, ...]) -> tuple[Objective, ...]:

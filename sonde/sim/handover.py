@@ -120,6 +120,9 @@ def welcome(w: World, r: int, now: float) -> None:
         replica.coming -= 1
         replica.coming_tokens -= flow.tokens
         flow.kind = NOTHING
+        if flow.away:
+            flow.paused += now - flow.left
+            flow.away = 0
         admit(w, r, i)
         stall(w, r, w.work[i].last, i64(1))
         join(w, r, i, i64(flow.tokens))

@@ -107,6 +107,7 @@ def depart(w: World, r: int, now: float) -> None:
     flow.bytes = kv_bytes(here, tokens) - kv_bytes(here, i64(flow.tokens))
     flow.tokens, flow.kind = tokens, HANDOVER
     flow.moves += 1
+    flow.left, flow.away = now, 1
     w.work[i].replica, w.work[i].target = target, tokens
     carry(w, way(w, i64(MIGRATE), r, target), i, now)
 

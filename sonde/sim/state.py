@@ -96,6 +96,8 @@ LINK = np.dtype(
 FLOW = np.dtype(
     [
         ("bytes", "f8"), ("lands", "f8"), ("landed", "f8"),
+        # when it left a batch to migrate, whether it has joined none since, and how long it was in none so, in all
+        ("left", "f8"), ("away", "i1"), ("paused", "f8"),
         ("next", "i4"), ("source", "i4"), ("target", "i4"), ("tokens", "i4"), ("hit", "i4"), ("moves", "i4"),
         ("origin", "i4"),
         ("blocks", "i4", (4,)), ("kind", "i1"), ("stage", "i1"),

@@ -227,6 +227,7 @@ def _travel(world: World, net: Network, paths: Paths, zero: float) -> Travel:
         landed_s=np.where(flow.landed > 0, flow.landed + zero, np.nan),
         cached_tokens=np.ascontiguousarray(flow.hit),
         moves=np.ascontiguousarray(flow.moves),
+        paused_s=np.ascontiguousarray(flow.paused),
         links=table,
         tiers=_tiers(net, paths, table, int(run.block_tokens)),
         evicted=int(net.stores.evicted.sum()),
