@@ -95,7 +95,8 @@ def _unused(deployment: Deployment, summary: Mapping[str, Any]) -> Iterator[str]
     """Return in words what a deployment has and the run made no use of, and requests that it had no room for."""
     peak = f"{100 * summary['peak_kv']:.2g} % of the memory for caches was in use at most"
     if summary["refused"]:
-        yield f"{summary['refused']:,} requests were refused: their caches would not fit the memory of any replica"
+        count = f"{summary['refused']:,} request{' was' if summary['refused'] == 1 else 's were'} refused"
+        yield f"{count}: no replica has the memory for caches that long"
     if deployment.migration is not None and not summary["migrations"] + summary["given_up"]:
         yield f"live migration moved nothing: no replica ran short while another had room ({peak})"
     if deployment.lending is not None and not summary["loans"]:
