@@ -269,14 +269,30 @@ class Outcome:
         """
         if metric == "itl":
             return math.nan if self.bursts else itl_quantile(self.itl_counts, q)
+        return self._quantile(metric, q, np.ones(self.requests.n, bool))
+
+    def _quantile(self, metric: Metric, q: float, of: NDArray[np.bool_]) -> float:
         values: Floats = getattr(self, f"{metric}_s")
-        if metric in ("tpot", "transfer"):
-            values = values[self.requests.output_tokens > 1]
+        values = values[of & (self.requests.output_tokens > 1) if metric in ("tpot", "transfer") else of]
         if not len(values):
             return 0.0
         values = np.where(np.isnan(values), np.inf, values)
         rank = min(len(values) - 1, max(0, int(np.ceil(q * len(values))) - 1))
         return float(np.partition(values, rank)[rank])
+
+    def priorities(self) -> list[dict[str, object]]:
+        """Return requests, preemptions and latencies (s) by priority, the most urgent first."""
+        rows = []
+        for priority in np.unique(self.requests.priority):
+            of = self.requests.priority == priority
+            row: dict[str, object] = {
+                "priority": int(priority), "requests": int(of.sum()), "preemptions": int(self.preemptions[of].sum()),
+            }  # fmt: skip
+            for metric in self.metrics:
+                if metric != "itl":
+                    row[f"{metric}_s"] = {name: self._quantile(metric, at, of) for name, at in QUANTILES.items()}
+            rows.append(row)
+        return rows
 
     def met(self, objectives: tuple[Objective, ...]) -> NDArray[np.bool_]:
         """Return for every request whether it stayed within every per-request limit (ITL has none)."""
@@ -318,6 +334,8 @@ class Outcome:
             "span_s": span,
             "simulation_s": self.simulation_s,
         }
+        if self.requests.priority.any():
+            out["priorities"] = self.priorities()
         if self.travel is not None:
             out |= self.travel.summary(int(self.requests.prompt_tokens[self.replica >= 0].sum()))
         return out

@@ -53,8 +53,8 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., P
     return write
 
 
-#: keys that are there where techniques are named, or an objective is on transfers
-SOMETIMES = {"techniques", "transfer_s", "itl_note"}
+#: keys that are there where techniques are named, an objective is on transfers, or requests have priorities
+SOMETIMES = {"techniques", "transfer_s", "itl_note", "priorities"}
 
 
 def documented(heading: str) -> set[str]:
@@ -311,3 +311,27 @@ def test_bench_rows_keep_their_contract(sonde_cli: Callable[..., Ended]) -> None
     assert rows[0]["name"] == "colocated, chunked"
     assert rows[0]["requests"] == 19_366
     assert all(rows[0][key] > 0 for key in ("requests_per_s", "steps_per_s", "peak_bytes", "cpu_s", "wall_s"))
+
+
+def test_classes_of_requests_are_told_apart(
+    sonde_cli: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a replica that is short of memory the urgent wait less, and quantiles are those of each class alone."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{0.02 * i},{400 + 7 * (i % 40)},{20 + i % 30},{i % 2}" for i in range(200)]
+    Path("trace.csv").write_text("\n".join(["arrival_s,prompt_tokens,output_tokens,priority", *rows]), encoding="utf-8")
+    replica = {"model": "llama-3.1-8b", "device": "h100-sxm", "memory_fraction": 0.215, "batching": {"max_batch": 8}}
+    Path("tree.yaml").write_text(yaml.safe_dump({"sites": [{"pools": [{"replica": replica}]}]}), encoding="utf-8")
+    answer = sonde_cli("simulate", "tree.yaml", "--trace", "trace.csv", "--json").json()
+    first, second = answer["priorities"]
+    assert (first["priority"], first["requests"], second["priority"], second["requests"]) == (0, 100, 1, 100)
+    assert first["ttft_s"]["p50"] < second["ttft_s"]["p50"]
+    assert first["preemptions"] + second["preemptions"] == answer["preemptions"]
+    deployment, trace = sonde.load("tree.yaml"), sonde.read_trace("trace.csv")
+    outcome = sonde.simulate(deployment, trace)
+    for row in (first, second):
+        of = outcome.requests.priority == row["priority"]
+        ranked = np.sort(outcome.ttft_s[of])
+        assert row["ttft_s"] == {"p50": ranked[49], "p90": ranked[89], "p99": ranked[98]}
+    text = sonde_cli("simulate", "tree.yaml", "--trace", "trace.csv").out
+    assert "by priority" in text

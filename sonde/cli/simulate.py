@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,7 @@ def simulate(
         budgets = [engine.token_budget for engine, _ in fleet(arranged)]
         console().print(fleet_line(arranged, budgets), soft_wrap=True, highlight=False, markup=False)
         console().print(outcome_table(outcome, promised))
+        _by_priority(outcome.priorities())
         if outcome.travel is not None:
             _moved(outcome.summary())
         for text in _unused(arranged, outcome.summary()):
@@ -103,6 +104,18 @@ def _unused(deployment: Deployment, summary: Mapping[str, Any]) -> Iterator[str]
         yield f"distributed attention lent nothing: no replica ran short ({peak})"
     if deployment.cache is not None and not summary["cached_share"]:
         yield "the prefix cache found nothing: no prompt began as one that was still kept"
+
+
+def _by_priority(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print latencies of each class of requests, where there are several."""
+    if len(rows) > 1:
+        cells = [
+            [str(row["priority"]), f"{row['requests']:,}", f"{row['preemptions']:,}"]
+            + [show(row[key][name], "time") for key in ("ttft_s", "tpot_s", "e2e_s") for name in ("p50", "p99")]
+            for row in rows
+        ]
+        heads = [f"{name} {metric}" for metric in ("TTFT", "TPOT", "e2e") for name in ("p50", "p99")]
+        table("by priority, the most urgent first", ("priority", "requests", "preemptions", *heads), cells)
 
 
 def _moved(summary: Mapping[str, Any]) -> None:
